@@ -1,0 +1,36 @@
+/*
+ * Virtqueues in IOThreads: taking the IOThreads and giving them back
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "hw/virtio/iothread-vq-holder.h"
+
+void iothread_vq_get_all(IOThread *iothread, IOThreadHolderState *holder,
+                         AioContext **vq_aio_context, uint16_t num_queues)
+{
+    g_autofree uint16_t *vqs = g_new(uint16_t, num_queues);
+    AioContext *ctx;
+
+    for (unsigned i = 0; i < num_queues; i++) {
+        vqs[i] = i;
+    }
+    ctx = iothread_get_aio_context_vqs(iothread, holder, vqs, num_queues);
+    for (unsigned i = 0; i < num_queues; i++) {
+        vq_aio_context[i] = ctx;
+    }
+}
+
+void iothread_vq_put_all(IOThreadHolderState *holder)
+{
+    IOThread *iothread;
+
+    if (!holder) {
+        return;
+    }
+    while ((iothread = iothread_holder_any(holder))) {
+        iothread_put_aio_context(iothread, holder);
+    }
+    iothread_holder_free(holder);
+}
