@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Build trees side by side under build/: patched, stock, sanitizers."""
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from .base import Base, placeholders
+from .common import (Fail, Progress, Repo, failed, need_space, remove, say,
+                     write)
+from .env import Env
+from .series import Series, commits, tip
+from .worktree import WorkTree
+
+# Explicit, so that stock and patched are alike on every machine.
+CONFIGURE = """
+--target-list=x86_64-softmmu --disable-install-blobs --disable-docs
+--disable-user --disable-download --python=/usr/bin/python3 --enable-tools
+--enable-opengl --enable-virglrenderer --enable-sdl --enable-linux-aio
+--enable-linux-io-uring --enable-slirp --enable-fuse --enable-cap-ng
+--enable-seccomp --enable-zstd --enable-fdt=system --enable-vhost-user
+--enable-multiprocess
+""".split()
+COMPILERS = ["--cc=ccache gcc", "--cxx=ccache g++"]
+
+FIRMWARE = ("/usr/share/seabios", "/usr/share/qemu", "/usr/lib/ipxe/qemu")
+TESTS = "meson-test-prereq"  # meson's name for all that tests need
+FULL = ("--enable-xen", "--enable-vfio-user-server")
+
+
+@dataclass(frozen=True)
+class Tree:
+    """One build folder: from which source, configured how."""
+    name: str
+    stock: bool = False
+    options: tuple[str, ...] = ("--disable-xen",)
+
+    @staticmethod
+    def pick(stock: bool = False, asan: bool = False, tsan: bool = False,
+             full: bool = False) -> list["Tree"]:
+        """The trees that the options of `build` ask for."""
+        kinds: list[tuple[str, tuple[str, ...]]] = []
+        if asan:
+            kinds.append(("asan", ("--disable-xen", "--enable-asan",
+                                   "--enable-ubsan")))
+        if tsan:
+            kinds.append(("tsan", ("--disable-xen", "--enable-tsan")))
+        if full:
+            kinds.append(("full", FULL))
+        if not kinds:
+            return [Tree("stock", True) if stock else Tree("patched")]
+        return [Tree(f"stock-{name}" if stock else name, stock, options)
+                for name, options in kinds]
+
+
+class Builder:
+    """Sets up everything below a build tree, then builds it."""
+
+    def __init__(self, repo: Repo, source: str | None = None,
+                 archive: str | None = None, native: bool = False) -> None:
+        self.repo = repo
+        self.base = Base(repo)
+        self.env = Env(repo)
+        self.work = WorkTree(repo, self.base)
+        self.source, self.archive, self.want_native = source, archive, native
+
+    def environment(self) -> Env:
+        return self.env.ready(self.want_native, self.archive)
+
+    def sources(self) -> None:
+        self.base.ready(self.source, self.archive)
+
+    def folder(self, tree: Tree) -> Path:
+        return self.repo.build / tree.name
+
+    def build(self, tree: Tree, targets: tuple[str, ...] = ("all", TESTS)
+              ) -> None:
+        if not self.folder(tree).exists():
+            need_space(self.repo.root, 8 if not self.env.root.exists() else
+                       4, f"build/{tree.name}")
+        self.environment()
+        self.sources()
+        if not tree.stock:
+            self.work.ready()
+        source = self.repo.stock if tree.stock else self.repo.work
+        self.make(tree.name, source, self.folder(tree), tree.options,
+                  targets)
+
+    def make(self, name: str, source: Path, folder: Path,
+             options: tuple[str, ...], targets: tuple[str, ...]) -> None:
+        self._configure(name, source, folder, options)
+        self._ninja(name, folder, targets)
+        self._firmware(folder)
+
+    def _configure(self, name: str, source: Path, folder: Path,
+                   options: tuple[str, ...]) -> None:
+        cmd = [str(source / "configure"), *CONFIGURE, *COMPILERS, *options]
+        stamp = folder / "fork-configure.json"
+        wanted = json.dumps({"cmd": cmd, "native": self.env.native})
+        if stamp.exists() and stamp.read_text() == wanted:
+            return
+        remove(folder)
+        folder.mkdir(parents=True)
+        self.env.step(f"configure {name}", cmd,
+                      self.repo.log / f"configure-{name}.log", cwd=folder,
+                      timeout=900)
+        write(stamp, wanted)
+
+    def _ninja(self, name: str, folder: Path, targets: tuple[str, ...]
+               ) -> None:
+        log = self.repo.log / f"build-{name}.log"
+        progress = Progress(f"build {name}:")
+        total = 0
+
+        def line(text: str) -> None:
+            nonlocal total
+            if match := re.match(r"\[(\d+)/(\d+)\]", text):
+                total = int(match[2])
+                progress.step(int(match[1]), total)
+
+        code = self.env.logged(["ninja", *targets], log, cwd=folder,
+                               timeout=4 * 3600, line=line)
+        if code:
+            progress.drop()
+            raise Fail(failed(f"build {name}", code, log))
+        progress.end(f"{total} steps" if total else "up to date")
+
+    def _firmware(self, folder: Path) -> None:
+        """A QEMU that runs from its build tree looks for firmware here."""
+        bundle = folder / "qemu-bundle/usr/local/share/qemu"
+        bundle.mkdir(parents=True, exist_ok=True)
+        for place in FIRMWARE:
+            there = self.env.host_path(place)
+            for file in sorted(there.iterdir()) if there.is_dir() else []:
+                link = bundle / file.name
+                if file.is_dir() or link.is_symlink() and (
+                        link.exists() or self.env.host_path(
+                            os.readlink(link)).exists()) or \
+                        not link.is_symlink() and link.exists():
+                    continue
+                link.unlink(missing_ok=True)
+                link.symlink_to(f"{place}/{file.name}")
+
+    # --- Every change of the series ---------------------------------------
+
+    def each(self) -> None:
+        """Builds and unit-tests the tree after each change in turn."""
+        need_space(self.repo.root, 8, "build/each")
+        self.environment()
+        self.sources()
+        git, base = self.base.git(), self.base.commit()
+        outcomes = commits(git, base, Series.load(self.repo).changes)
+        tip(outcomes, base)
+        source = self.repo.build / "each" / "src"
+        folder = self.repo.build / "each" / "build"
+        if not (source / ".git").exists():
+            remove(source)
+            git("worktree", "prune")
+            git("worktree", "add", "-q", "--force", "--detach", str(source),
+                base)
+        tree = type(git)(source)
+        for number, outcome in enumerate(outcomes, 1):
+            name = outcome.change.name
+            say(f"--- {number}/{len(outcomes)} {name}")
+            tree("reset", "-q", "--hard", outcome.commit)
+            placeholders(source)
+            self.make(f"each {name}".replace("/", "-"), source, folder,
+                      ("--disable-xen",), ("all", TESTS))
+            log = self.repo.log / f"each-{name.replace('/', '-')}.log"
+            self.env.step(f"unit tests after {name}", [
+                "pyvenv/bin/meson", "test", "--no-rebuild", "--suite",
+                "unit", "--print-errorlogs"], log, cwd=folder, timeout=1800)

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The series for others: onto a checkout of theirs, or as mails."""
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+import textwrap
+from pathlib import Path
+
+from .base import Base
+from .common import Fail, Repo, remove, say
+from .gitrepo import EMAIL, NAME, Git
+from .series import Series, commits, report, tip
+
+
+# --- apply ----------------------------------------------------------------
+
+def apply(repo: Repo, folder: str, topic: str | None, signoff: bool
+          ) -> None:
+    """Puts the series on a git checkout of QEMU; all of it or nothing."""
+    path = Path(folder).resolve()
+    git = Git(path, own_config=True) if path.is_dir() else None
+    if not git or not git.ok("rev-parse", "--is-inside-work-tree"):
+        raise Fail(f"{path} is not a git checkout; give the top folder of "
+                   "a QEMU checkout")
+    path = Path(git("rev-parse", "--show-toplevel"))
+    git = Git(path, own_config=True)
+    if not git.ok("rev-parse", "-q", "--verify", "HEAD"):
+        raise Fail(f"{path} has no commit yet; the series goes on QEMU's")
+    if busy := git.busy():
+        raise Fail(f"{path} is in the middle of {busy}; finish it first")
+    if dirty := git.dirty():
+        raise Fail(f"{path} has uncommitted changes ({dirty[0]}"
+                   f"{' and others' if dirty[1:] else ''}); commit or stash "
+                   "them first")
+    who = _who(git, path) if signoff else ""
+    series = Series.load(repo)
+    changes = series.select(topic)
+    if not changes:
+        raise Fail("the series has no changes yet; there is nothing to "
+                   "apply")
+    head = git.head()
+    with tempfile.TemporaryDirectory(prefix="fork-") as scratch:
+        # New objects go to a folder of ours until all is known to fit.
+        made, lenders = _scratch(repo, git, Path(scratch))
+        outcomes = commits(made, head, changes, signoff=who,
+                           lenders=lenders and _lend(repo, lenders, series))
+        say(report(outcomes))
+        try:
+            new = tip(outcomes, head)
+        except Fail as error:
+            way = ("it is applied already"
+                   if all(o.status in ("is there already", "not tried")
+                          for o in outcomes) else
+                   "docs/rebase.md tells how to make the series fit")
+            raise Fail(f"{error}; {path} is as it was; {way}") from None
+        pack = made.bytes("pack-objects", "--revs", "--stdout", "-q",
+                          data=f"{new}\n^{head}\n".encode())
+        git.bytes("unpack-objects", "-q", data=pack)
+    done = git.raw("merge", "--ff-only", "--no-stat", "-q", new)
+    if done.returncode:
+        text = " ".join(done.stderr.decode(errors="replace").split())
+        raise Fail(f"git cannot move {path} to the new commits: {text}")
+    say(f"{len(changes)} changes applied to {path}")
+
+
+def _who(git: Git, path: Path) -> str:
+    name, mail = (git.raw("config", key).stdout.decode().strip()
+                  for key in ("user.name", "user.email"))
+    if not name or not mail:
+        raise Fail(f"--signoff needs a name: set user.name and user.email "
+                   f"by `git -C {path} config`")
+    return f"{name} <{mail}>"
+
+
+def _scratch(repo: Repo, git: Git, scratch: Path) -> tuple[Git, Git | None]:
+    """git with its new objects in scratch; and the same with the base's
+    objects at hand where they are here."""
+    objects = scratch / "objects"
+    objects.mkdir()
+    own = str(git.objects().resolve())
+    clean = Git(git.path, {"GIT_OBJECT_DIRECTORY": str(objects),
+                           "GIT_ALTERNATE_OBJECT_DIRECTORIES": _quote(own)})
+    stock = repo.stock / ".git" / "objects"
+    if not stock.is_dir():
+        return clean, None
+    return clean, clean.with_env({"GIT_ALTERNATE_OBJECT_DIRECTORIES":
+                                  f"{_quote(own)}:{_quote(str(stock))}"})
+
+
+def _lend(repo: Repo, lenders: Git, series: Series) -> Git | None:
+    """Makes the blobs that the patches were made for."""
+    with contextlib.suppress(Fail):
+        commits(lenders, Base(repo).commit(), series.changes)
+        return lenders
+    return None
+
+
+def _quote(path: str) -> str:
+    escaped = path.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+# --- export ---------------------------------------------------------------
+
+def export(repo: Repo, folder: str, topic: str | None) -> None:
+    """Writes mails for git am: the same bytes every time."""
+    path = Path(folder).resolve()
+    old = _earlier(path)
+    base = Base(repo)
+    git, start = base.git(), base.commit()
+    series = Series.load(repo)
+    changes = series.select(topic)
+    if not changes:
+        raise Fail("the series has no changes yet; there is nothing to "
+                   "export")
+    end = tip(commits(git, start, changes), start)
+    partial = path.with_name(path.name + ".partial")
+    remove(partial)
+    partial.mkdir(parents=True)
+    try:
+        git("format-patch", "-q", "-o", str(partial), "--numbered",
+            "--zero-commit", "--no-signature", "--full-index", "--binary",
+            "--no-renames", "-U3", "--diff-algorithm=myers",
+            "--indent-heuristic", "--stat=72", f"{start}..{end}")
+        (partial / "0000-cover-letter.patch").write_text(
+            _cover(base, git, start, end, series, topic))
+        path.mkdir(exist_ok=True)
+        for file in old:
+            file.unlink()
+        for file in sorted(partial.iterdir()):
+            os.replace(file, path / file.name)
+    finally:
+        remove(partial)
+    say(f"{len(changes)} changes exported to {path}; in QEMU "
+        f"{base.version}, `git am --empty=drop {path}/*.patch` takes them")
+
+
+def _earlier(path: Path) -> list[Path]:
+    """The files of an earlier export; an error if others are there."""
+    if not path.exists():
+        return []
+    if not path.is_dir():
+        raise Fail(f"{path} is not a folder; give another")
+    files = sorted(path.iterdir())
+    for file in files:
+        if not re.fullmatch(r"\d{4}-.*\.patch", file.name) \
+                or not file.read_bytes().startswith(b"From 0000000000"):
+            raise Fail(f"{path} holds {file.name}, which is not of an "
+                       "earlier export; give an empty or new folder")
+    return files
+
+
+def _cover(base: Base, git: Git, start: str, end: str, series: Series,
+           topic: str | None) -> str:
+    changes = series.select(topic)
+    total = len(changes)
+    zero = "0".zfill(len(str(total)))
+    day = git("log", "-1", "--format=%aD", start)
+    text = f"""From {'0' * 40} Mon Sep 17 00:00:00 2001
+From: {NAME} <{EMAIL}>
+Date: {day}
+Subject: [PATCH {zero}/{total}] Fork series for QEMU {base.version}{
+        f': {topic}' if topic else ''}
+
+"""
+    text += textwrap.fill(
+        f"These {total} changes are for QEMU {base.version}. They are in "
+        "topics; each topic applies alone, after those that it names.",
+        72) + "\n"
+    last = ""
+    for number, change in enumerate(changes, 1):
+        if change.topic != last:
+            needs = series.topics[change.topic]
+            text += f"\n{change.topic}" + (
+                f" (after {', '.join(needs)})" if needs else "") + ":\n"
+            last = change.topic
+        text += f"  {number:{len(str(total))}}  {change.subject}\n"
+    stat = git("diff-tree", "--stat=72", "--summary", "--no-renames",
+               start, end)
+    return text + f"\n{stat}\n"

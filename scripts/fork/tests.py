@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""./fork test: all suites, one result, compared with stock QEMU."""
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable
+
+from . import check
+from .build import Builder, Tree
+from .common import Fail, lock, run_logged, say, tail
+
+QTESTS = ("qos-test", "qmp-test", "qmp-cmd-test", "device-introspect-test",
+          "test-hmp", "drive_del-test", "device-plug-test",
+          "iothread-holder-test")
+OWN_QTEST = "tests/qtest/iothread-holder-test"
+FUNCTIONAL = "tests/functional/x86_64/test_iothread_holders.py"
+SANITIZERS = ("", "address,undefined", "thread")
+
+
+@dataclass
+class Result:
+    name: str
+    status: str  # passed, failed or skipped
+    why: str = ""
+
+
+@dataclass
+class Session:
+    """The set-up that the suites of one run share."""
+    builder: Builder
+    only: str = ""  # run this one test of the suite
+    made: set[str] = field(default_factory=set)
+
+    def build(self, *names: str) -> None:
+        """Builds the trees that are needed, once per run."""
+        with lock(self.builder.repo):
+            for name in names:
+                if name in self.made:
+                    continue
+                if name == "asan":
+                    self.builder.build(
+                        Tree.pick(asan=True)[0],
+                        ("qemu-system-x86_64",
+                         "storage-daemon/qemu-storage-daemon", OWN_QTEST))
+                else:
+                    self.builder.build(Tree(name, name == "stock"))
+                self.made.add(name)
+
+    def environment(self) -> None:
+        with lock(self.builder.repo):
+            self.builder.environment()
+
+    def folder(self, name: str) -> Path:
+        return self.builder.repo.build / name
+
+    def variables(self) -> dict[str, str]:
+        stock = str(self.folder("stock") / "qemu-system-x86_64")
+        return {"QTEST_QEMU_STOCK_BINARY": stock,
+                "QEMU_STOCK_BINARY": stock}
+
+
+# --- Results --------------------------------------------------------------
+
+def from_tap(text: str, code: int) -> list[Result]:
+    """One result for each TAP line; a crash is a failure as well."""
+    found = []
+    plan = None
+    for line in text.splitlines():
+        if match := re.match(r"1\.\.(\d+)", line):
+            plan = int(match[1])
+        match = re.match(r"(not )?ok \d+(?: -)? ?(.*)", line)
+        if not match:
+            continue
+        name, _, note = match[2].partition(" # ")
+        if match[1]:
+            found.append(Result(name, "failed", note))
+        elif note.upper().startswith("SKIP"):
+            found.append(Result(name, "skipped", note[4:].strip()))
+        else:
+            found.append(Result(name, "passed"))
+    if plan == 0:
+        return [Result("all", "skipped", "the program skips itself")]
+    failed = any(r.status == "failed" for r in found)
+    if code and not failed:
+        found.append(Result("all", "failed", "took too long" if code == 124
+                            else f"ended with exit code {code}"))
+    elif plan is None or len(found) < plan:
+        found.append(Result("all", "failed", "ended before its last test"))
+    return found
+
+
+def from_meson(path: Path) -> list[Result]:
+    """Results of meson's testlog.json."""
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        entry = json.loads(line)
+        # "project:suite - project:name" in some versions of meson.
+        name = entry["name"].split(" - ")[-1].split(":")[-1].split(" / ")[-1]
+        result = entry["result"]
+        status = {"OK": "passed", "EXPECTEDFAIL": "passed",
+                  "SKIP": "skipped"}.get(result, "failed")
+        why = ""
+        if status == "failed":
+            bad = re.findall(r"(?m)^not ok.*|.*ERROR:.*|.*[Aa]ssertion.*|"
+                             r".*SUMMARY: .*", entry.get("stdout", "")
+                             + "\n" + entry.get("stderr", ""))
+            why = "; ".join([result.lower(), *bad[:2]])
+        elif status == "skipped":
+            skips = re.findall(r"(?i)# SKIP(.*)", entry.get("stdout", ""))
+            why = skips[0].strip() if skips else "skips itself"
+        found.append(Result(name, status, why))
+    return found
+
+
+def meson_test(session: Session, folder: Path, what: str,
+               words: list[str], meson: str = "pyvenv/bin/meson"
+               ) -> list[Result]:
+    """Runs `meson test` and reads what it found."""
+    base = f"fork-{what}-{os.getpid()}"
+    log = session.builder.repo.log / f"test-{what}.log"
+    out = folder / "meson-logs" / f"{base}.json"
+    code = session.builder.env.logged(
+        [meson, "test", "--no-rebuild", "--logbase", base, *words], log,
+        cwd=folder, env=session.variables(), timeout=3600)
+    found = from_meson(out)
+    for file in out.parent.glob(f"{base}*"):
+        file.unlink()
+    if code and not any(r.status == "failed" for r in found):
+        found.append(Result("meson", "failed",
+                            f"exit code {code}: {tail(log, 2)} ({log})"))
+    elif not found:
+        found.append(Result("meson", "failed", f"ran no test ({log})"))
+    return found
+
+
+def with_stock(session: Session, suite: str, found: list[Result],
+               full: Callable[[str], str]) -> list[Result]:
+    """A failure that stock has as well is not the series' fault."""
+    bad = [r for r in found if r.status == "failed" and r.name != "meson"]
+    if not bad:
+        return found
+    session.build("stock")
+    folder = session.folder("stock")
+    known = session.builder.env.capture(
+        ["pyvenv/bin/meson", "test", "--list"], cwd=folder).stdout
+    for result in bad:
+        if not re.search(rf"(?m)[ :/]{re.escape(result.name)}$", known):
+            continue
+        again = meson_test(session, folder, f"{suite}-stock",
+                           [full(result.name)])
+        if any(r.status == "failed" and r.name != "meson" for r in again):
+            result.status = "skipped"
+            result.why = "fails on stock too: " + result.why
+    return found
+
+
+# --- Suites ---------------------------------------------------------------
+
+def suite_fork(session: Session) -> list[Result]:
+    root = session.builder.repo.root
+    log = session.builder.repo.log / "test-fork.log"
+    names = [f"fork.{session.only}"] if session.only else ["discover"]
+    cmd = [sys.executable, "-B", "-m", "unittest", "-v", *names]
+    if not session.only:
+        cmd += ["-s", "tests/fork", "-t", "tests", "-p", "test_*.py"]
+    code = run_logged(cmd, log, cwd=root if not session.only else
+                      root / "tests", timeout=600)
+    found = []
+    for match in re.finditer(
+            r"(?m)^(\w+) \(([\w.]+)\)(?:\n.*?)? \.\.\. "
+            r"(ok|FAIL|ERROR|skipped)(.*)$", log.read_text()):
+        status = {"ok": "passed", "skipped": "skipped"}.get(
+            match[3], "failed")
+        found.append(Result(match[2].split(".")[-2] + "." + match[1], status,
+                            match[4].strip(" '\"") or
+                            (f"see {log}" if status == "failed" else "")))
+    if code and not any(r.status == "failed" for r in found):
+        found.append(Result("unittest", "failed", f"exit code {code} "
+                            f"({log})"))
+    return found
+
+
+def suite_units(session: Session) -> list[Result]:
+    """The C++ units alone, plain and under the sanitizers."""
+    repo, found = session.builder.repo, []
+    session.environment()
+    env = session.builder.env
+    for kind in SANITIZERS:
+        name = kind.split(",")[0] or "plain"
+        folder = repo.build / f"units-{name}"
+        log = repo.log / f"units-{name}.log"
+        if not (folder / "build.ninja").exists():
+            more = [f"-Db_sanitize={kind}", "-Db_lundef=false"] \
+                if kind else []
+            # meson makes sense of a half-made folder by --wipe only.
+            wipe = ["--wipe"] if folder.exists() else []
+            if env.logged(["meson", "setup", *wipe, folder, repo.root,
+                           *more], log, timeout=600):
+                found.append(Result(name, "failed", "meson setup: "
+                                    f"{tail(log, 1)} ({log})"))
+                continue
+        if env.logged(["ninja"], log, cwd=folder, timeout=1800,
+                      append=True):
+            found.append(Result(name, "failed", f"does not build ({log})"))
+            continue
+        for result in meson_test(session, folder, f"units-{name}",
+                                 [session.only] if session.only else [],
+                                 "meson"):
+            result.name = f"{name}/{result.name}"
+            found.append(result)
+    return found
+
+
+def suite_check(session: Session) -> list[Result]:
+    with lock(session.builder.repo):
+        session.builder.environment()
+        session.builder.sources()
+        items = check.run(session.builder)
+    return [Result(item.name, "failed" if item.errors else "passed",
+                   "; ".join(item.errors[:3])) for item in items
+            if session.only in ("", item.name)]
+
+
+def suite_unit(session: Session) -> list[Result]:
+    session.build("patched")
+    found = meson_test(session, session.folder("patched"), "unit",
+                       ["--suite", "unit"]
+                       + ([session.only] if session.only else []))
+    return with_stock(session, "unit", found, lambda name: name)
+
+
+def suite_qtest(session: Session) -> list[Result]:
+    session.build("patched", "stock")
+    wanted = [session.only] if session.only else list(QTESTS)
+    folder = session.folder("patched")
+    known = session.builder.env.capture(
+        ["pyvenv/bin/meson", "test", "--list"], cwd=folder).stdout
+    found, there = [], []
+    for name in wanted:
+        if re.search(rf"(?m)qtest-x86_64/{re.escape(name)}$", known):
+            there.append(f"qtest-x86_64/{name}")
+        else:
+            found.append(Result(name, "failed", "is not in the build"))
+    if there:
+        for result in meson_test(session, folder, "qtest",
+                                 there):
+            result.name = result.name.split("/")[-1]
+            found.append(result)
+    return with_stock(session, "qtest", found,
+                      lambda name: f"qtest-x86_64/{name}")
+
+
+def suite_functional(session: Session) -> list[Result]:
+    session.build("patched", "stock")
+    with lock(session.builder.repo):
+        session.builder.env.guest()
+    source = session.builder.repo.work
+    return tap_program(session, "functional", "patched", [
+        "python3", str(source / FUNCTIONAL)], {
+            "PYTHONPATH": f"{source}/python:{source}/tests/functional",
+            "PYTHONDONTWRITEBYTECODE": "1"})
+
+
+def suite_asan(session: Session) -> list[Result]:
+    session.build("asan", "stock")
+    folder = session.folder("asan")
+    return tap_program(session, "asan", "asan", [
+        str(folder / OWN_QTEST), "--tap", "-k"], {
+            "QTEST_QEMU_BINARY": str(folder / "qemu-system-x86_64"),
+            "QTEST_QEMU_STORAGE_DAEMON_BINARY":
+                str(folder / "storage-daemon/qemu-storage-daemon"),
+            "ASAN_OPTIONS": os.environ.get("ASAN_OPTIONS",
+                                           "detect_leaks=1")})
+
+
+def tap_program(session: Session, suite: str, tree: str, cmd: list[str],
+                env: dict[str, str]) -> list[Result]:
+    """One program that writes TAP, in a build folder."""
+    if not Path(cmd[-1] if suite == "functional" else cmd[0]).exists():
+        return [Result(suite, "failed", f"there is no {cmd[-1]}")]
+    folder = session.folder(tree)
+    log = session.builder.repo.log / f"test-{suite}.log"
+    code = session.builder.env.logged(
+        cmd, log, cwd=folder, timeout=1800, env=session.variables() | {
+            "QEMU_TEST_QEMU_BINARY": str(folder / "qemu-system-x86_64"),
+            "QEMU_TEST_QEMU_IMG": str(folder / "qemu-img"),
+            "QEMU_BUILD_ROOT": str(folder),
+            "MESON_BUILD_ROOT": str(folder)} | env)
+    found = from_tap(log.read_text(errors="replace"), code)
+    for result in found:
+        if result.status == "failed":
+            result.why = f"{result.why} ({log})".strip()
+    return found
+
+
+SUITES: dict[str, Callable[[Session], list[Result]]] = {
+    "fork": suite_fork, "units": suite_units, "check": suite_check,
+    "unit": suite_unit, "qtest": suite_qtest,
+    "functional": suite_functional, "asan": suite_asan}
+
+
+# --- All of it ------------------------------------------------------------
+
+def run(builder: Builder, names: list[str]) -> int:
+    wanted = []
+    for name in names or SUITES:
+        suite, _, only = name.partition("/")
+        if suite not in SUITES:
+            raise Fail(f"there is no test suite {suite}; the suites are "
+                       + ", ".join(SUITES))
+        wanted.append((suite, only))
+    session = Session(builder)
+    total = {"passed": 0, "failed": 0, "skipped": 0}
+    for suite, only in wanted:
+        session.only = only
+        start = time.monotonic()
+        say(f"--- {suite}")
+        try:
+            found = SUITES[suite](session)
+        except Fail as error:
+            found = [Result("set-up", "failed", str(error))]
+        if not found:
+            found = [Result(only or suite, "failed", "there is no such "
+                            "test" if only else "no test ran")]
+        for result in found:
+            total[result.status] += 1
+            if result.status != "passed":
+                say(f"  {result.status}: {result.name}"
+                    + (f": {result.why}" if result.why else ""))
+        counts = ", ".join(
+            f"{sum(r.status == status for r in found)} {status}"
+            for status in total)
+        say(f"{suite}: {counts} ({time.monotonic() - start:.0f} s)")
+    say(f"{total['passed']} passed, {total['failed']} failed, "
+        f"{total['skipped']} skipped")
+    return 1 if total["failed"] else 0
