@@ -1,0 +1,608 @@
+/*
+ * Holders of IOThreads: who they are, from realize to unrealize
+ *
+ * Some tests also show what a QEMU without holders does.  They run the binary
+ * that QTEST_QEMU_STOCK_BINARY names, and are skipped where it is not set.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "libqtest.h"
+#include "qapi/error.h"
+#include "qobject/qdict.h"
+#include "qobject/qjson.h"
+#include "qobject/qlist.h"
+#include "qobject/qnum.h"
+#include "qobject/qstring.h"
+
+#define STOCK_BINARY "QTEST_QEMU_STOCK_BINARY"
+
+#define MACHINE "-machine pc -nodefaults "
+#define TWO_IOTHREADS "-object iothread,id=io0 -object iothread,id=io1 "
+
+/* The two ways to map four virtqueues to two IOThreads */
+#define ROUND_ROBIN "[ { 'iothread': 'io0' }, { 'iothread': 'io1' } ]"
+#define EXPLICIT "[ { 'iothread': 'io0', 'vqs': [ 3, 0 ] }, " \
+                 "{ 'iothread': 'io1', 'vqs': [ 1, 2 ] } ]"
+
+static void add_node(QTestState *s, const char *name)
+{
+    qtest_qmp_assert_success(s,
+        "{ 'execute': 'blockdev-add', 'arguments': {"
+        " 'driver': 'null-co', 'node-name': %s, 'read-zeroes': true } }",
+        name);
+}
+
+/* Start a QEMU with the IOThreads io0 and io1, and the block node n0 */
+static QTestState *start(void)
+{
+    QTestState *s = qtest_init(MACHINE TWO_IOTHREADS);
+
+    add_node(s, "n0");
+    return s;
+}
+
+/*
+ * device_add a disk.  @id and @node may hold any character; @options is JSON
+ * with further properties, which starts with a comma unless empty.
+ */
+static QDict *device_add(QTestState *s, const char *driver, const char *id,
+                         const char *node, const char *options)
+{
+    g_autofree char *json = g_strdup_printf(
+        "{ 'driver': '%s'%s }", driver, options);
+    QDict *args = qobject_to(QDict, qobject_from_json(json, &error_abort));
+
+    qdict_put_str(args, "id", id);
+    qdict_put_str(args, "drive", node);
+    return qtest_qmp(s, "{ 'execute': 'device_add', 'arguments': %p }", args);
+}
+
+static void add_disk(QTestState *s, const char *id, const char *node,
+                     const char *options)
+{
+    QDict *rsp = device_add(s, "virtio-blk-pci", id, node, options);
+
+    g_assert_true(qdict_haskey(rsp, "return"));
+    qobject_unref(rsp);
+}
+
+/* An error whose text contains @text */
+static void assert_error(QDict *rsp, const char *text)
+{
+    const char *desc;
+
+    g_assert_true(qdict_haskey(rsp, "error"));
+    desc = qdict_get_str(qdict_get_qdict(rsp, "error"), "desc");
+    if (!strstr(desc, text)) {
+        g_error("'%s' not in error '%s'", text, desc);
+    }
+    qobject_unref(rsp);
+}
+
+static void assert_disk_fails(QTestState *s, const char *options,
+                              const char *error)
+{
+    assert_error(device_add(s, "virtio-blk-pci", "bad", "n0", options), error);
+}
+
+static void assert_object_del_fails(QTestState *s, const char *id,
+                                    const char *error)
+{
+    assert_error(qtest_qmp(s, "{ 'execute': 'object-del',"
+                              " 'arguments': { 'id': %s } }", id), error);
+}
+
+static void object_del(QTestState *s, const char *id)
+{
+    qtest_qmp_assert_success(s, "{ 'execute': 'object-del',"
+                                " 'arguments': { 'id': %s } }", id);
+}
+
+static void object_add(QTestState *s, const char *id)
+{
+    qtest_qmp_assert_success(s,
+        "{ 'execute': 'object-add',"
+        " 'arguments': { 'qom-type': 'iothread', 'id': %s } }", id);
+}
+
+/* Nobody runs in the guest: a reset completes the pending unplug */
+static void complete_unplug(QTestState *s, const char *id)
+{
+    bool gone = false;
+
+    qtest_system_reset_nowait(s);
+    while (!gone) {
+        QDict *event = qtest_qmp_eventwait_ref(s, "DEVICE_DELETED");
+        QDict *data = qdict_get_qdict(event, "data");
+
+        gone = !g_strcmp0(qdict_get_try_str(data, "device"), id);
+        qobject_unref(event);
+    }
+}
+
+static void unplug(QTestState *s, const char *id)
+{
+    qtest_qmp_device_del_send(s, id);
+    complete_unplug(s, id);
+}
+
+/* The holders of @iothread in @rsp; NULL when there is no such IOThread */
+static QList *find_holders(QDict *rsp, const char *iothread)
+{
+    QList *holders = NULL;
+    const QListEntry *entry;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(rsp, "return"), entry) {
+        QDict *info = qobject_to(QDict, qlist_entry_obj(entry));
+
+        if (!strcmp(qdict_get_str(info, "id"), iothread)) {
+            g_assert_null(holders);
+            holders = qdict_get_qlist(info, "holders");
+            g_assert_nonnull(holders);
+        }
+    }
+    return holders;
+}
+
+/*
+ * The holders of @iothread as words "device:vqs", in their order; NULL when
+ * there is no such IOThread.
+ */
+static char *query_holders(QTestState *s, const char *iothread)
+{
+    QDict *rsp = qtest_qmp(s, "{ 'execute': 'query-iothreads' }");
+    QList *holders = find_holders(rsp, iothread);
+    GString *words = g_string_new("");
+    const QListEntry *entry, *vq;
+
+    if (!holders) {
+        qobject_unref(rsp);
+        return g_string_free(words, true);
+    }
+    QLIST_FOREACH_ENTRY(holders, entry) {
+        QDict *holder = qobject_to(QDict, qlist_entry_obj(entry));
+        const char *separator = ":";
+
+        g_assert_cmpstr(qdict_get_str(holder, "type"), ==, "qom-object");
+        g_string_append_printf(words, "%s%s", words->len ? " " : "",
+                               qdict_get_try_str(holder, "device") ?:
+                               qdict_get_str(holder, "qom-path"));
+        QLIST_FOREACH_ENTRY(qdict_get_qlist(holder, "vqs"), vq) {
+            QNum *num = qobject_to(QNum, qlist_entry_obj(vq));
+
+            g_string_append_printf(words, "%s%" PRId64, separator,
+                                   qnum_get_int(num));
+            separator = ",";
+        }
+    }
+    qobject_unref(rsp);
+    return g_string_free(words, false);
+}
+
+static void assert_holders(QTestState *s, const char *io0, const char *io1)
+{
+    g_autofree char *holders0 = query_holders(s, "io0");
+    g_autofree char *holders1 = query_holders(s, "io1");
+
+    g_assert_cmpstr(holders0, ==, io0);
+    g_assert_cmpstr(holders1, ==, io1);
+}
+
+/* Every member of the answer, and the same in HMP */
+static void test_realize(void)
+{
+    QTestState *s = qtest_init(
+        MACHINE TWO_IOTHREADS
+        "-blockdev null-co,node-name=n0 "
+        "-device virtio-blk-pci,id=d0,drive=n0,iothread=io0,num-queues=3");
+    QDict *rsp = qtest_qmp(s, "{ 'execute': 'query-iothreads' }");
+    QObject *expected = qobject_from_json(
+        "[ { 'type': 'qom-object', 'device': 'd0', 'vqs': [ 0, 1, 2 ],"
+        " 'qom-path': '/machine/peripheral/d0/virtio-backend' } ]",
+        &error_abort);
+    g_autofree char *hmp = NULL;
+
+    g_assert_true(qobject_is_equal(QOBJECT(find_holders(rsp, "io0")),
+                                   expected));
+    g_assert_true(qlist_empty(find_holders(rsp, "io1")));
+
+    hmp = qtest_hmp(s, "info iothreads");
+    g_assert_nonnull(strstr(hmp,
+        "  holders:\r\n"
+        "    type=qom-object qom-path=/machine/peripheral/d0/virtio-backend"
+        " device=d0 vqs=0,1,2\r\n"));
+    g_assert_nonnull(strstr(hmp, "  holders: none\r\n"));
+
+    qobject_unref(expected);
+    qobject_unref(rsp);
+    qtest_quit(s);
+}
+
+/* No id: the path is all that there is to tell */
+static void test_anonymous(void)
+{
+    QTestState *s = qtest_init(
+        MACHINE TWO_IOTHREADS "-blockdev null-co,node-name=n0 "
+        "-device virtio-blk-pci,drive=n0,iothread=io0");
+
+    assert_holders(s, "/machine/peripheral-anon/device[0]/virtio-backend:0",
+                   "");
+    assert_object_del_fails(
+        s, "io0", "held by /machine/peripheral-anon/device[0]/virtio-backend");
+    qtest_quit(s);
+}
+
+static void test_hotplug(void)
+{
+    QTestState *s = start();
+
+    assert_holders(s, "", "");
+    for (int round = 0; round < 3; round++) {
+        add_disk(s, "d0", "n0", ", 'iothread': 'io0', 'num-queues': 2");
+        assert_holders(s, "d0:0,1", "");
+        qtest_system_reset(s);
+        assert_holders(s, "d0:0,1", "");
+        unplug(s, "d0");
+        assert_holders(s, "", "");
+    }
+    qtest_quit(s);
+}
+
+static void test_failed_realize(void)
+{
+    QTestState *s = start();
+
+    /* before the IOThread is taken */
+    assert_disk_fails(s, ", 'iothread': 'io0', 'queue-size': 3",
+                      "queue-size");
+    assert_disk_fails(s, ", 'iothread': 'io0', 'ioeventfd': false",
+                      "ioeventfd is required for iothread");
+    assert_disk_fails(s, ", 'iothread': 'io0', 'iothread-vq-mapping': "
+                      ROUND_ROBIN, "cannot be set at the same time");
+    assert_holders(s, "", "");
+
+    /* after it was taken: the transport refuses what the device offers */
+    assert_disk_fails(s, ", 'iothread': 'io0', 'iommu_platform': true,"
+                      " 'disable-legacy': 'off'", "VIRTIO_F_IOMMU_PLATFORM");
+    assert_holders(s, "", "");
+    assert_disk_fails(s, ", 'num-queues': 4, 'iommu_platform': true,"
+                      " 'disable-legacy': 'off', 'iothread-vq-mapping': "
+                      EXPLICIT, "VIRTIO_F_IOMMU_PLATFORM");
+    assert_holders(s, "", "");
+
+    /* none of it left anything behind */
+    add_disk(s, "d0", "n0", ", 'iothread': 'io0'");
+    assert_holders(s, "d0:0", "");
+    unplug(s, "d0");
+    object_del(s, "io0");
+    object_del(s, "io1");
+    qtest_quit(s);
+}
+
+static void test_mapping(void)
+{
+    QTestState *s = start();
+
+    add_disk(s, "d0", "n0", ", 'num-queues': 4, 'iothread-vq-mapping': "
+             EXPLICIT);
+    assert_holders(s, "d0:3,0", "d0:1,2");
+    unplug(s, "d0");
+    assert_holders(s, "", "");
+
+    add_disk(s, "d0", "n0", ", 'num-queues': 5, 'iothread-vq-mapping': "
+             ROUND_ROBIN);
+    assert_holders(s, "d0:0,2,4", "d0:1,3");
+    unplug(s, "d0");
+    assert_holders(s, "", "");
+
+    /* an IOThread for which no virtqueue is left is held all the same */
+    add_disk(s, "d0", "n0", ", 'num-queues': 1, 'iothread-vq-mapping': "
+             ROUND_ROBIN);
+    assert_holders(s, "d0:0", "d0");
+    assert_object_del_fails(s, "io1", "device 'd0'");
+    unplug(s, "d0");
+    assert_holders(s, "", "");
+
+    qtest_quit(s);
+}
+
+static void test_bad_mapping(void)
+{
+    static const struct {
+        const char *mapping;
+        const char *error;
+    } bad[] = {
+        { "[ { 'iothread': 'io0' }, { 'iothread': 'io9' } ]",
+          "IOThread \"io9\" object does not exist" },
+        { "[ { 'iothread': 'io0' }, { 'iothread': 'mem0' } ]",
+          "IOThread \"mem0\" object does not exist" },
+        { "[ { 'iothread': 'io0' }, { 'iothread': 'io0' } ]",
+          "duplicate IOThread name \"io0\"" },
+        { "[ { 'iothread': 'io0', 'vqs': [ 0 ] }, { 'iothread': 'io1' } ]",
+          "either all items" },
+        { "[ { 'iothread': 'io0', 'vqs': [ 0 ] },"
+          " { 'iothread': 'io1', 'vqs': [ 0 ] } ]", "already assigned" },
+        { "[ { 'iothread': 'io0', 'vqs': [ 0 ] },"
+          " { 'iothread': 'io1', 'vqs': [ 2 ] } ]", "less than num_queues" },
+        { "[ { 'iothread': 'io0', 'vqs': [ 0 ] } ]", "missing vq 1" },
+        { "[ { 'iothread': '' } ]", "does not exist" },
+    };
+    QTestState *s = start();
+
+    qtest_qmp_assert_success(s,
+        "{ 'execute': 'object-add', 'arguments': {"
+        " 'qom-type': 'memory-backend-ram', 'id': 'mem0', 'size': 65536 } }");
+    for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+        g_autofree char *options = g_strdup_printf(
+            ", 'num-queues': 2, 'iothread-vq-mapping': %s", bad[i].mapping);
+
+        assert_disk_fails(s, options, bad[i].error);
+        assert_holders(s, "", "");
+    }
+    qtest_quit(s);
+}
+
+static void test_bad_iothread(void)
+{
+    QTestState *s = start();
+
+    qtest_qmp_assert_success(s,
+        "{ 'execute': 'object-add', 'arguments': {"
+        " 'qom-type': 'memory-backend-ram', 'id': 'mem0', 'size': 65536 } }");
+    assert_disk_fails(s, ", 'iothread': 'io9'", "io9");
+    assert_disk_fails(s, ", 'iothread': 'mem0'", "expected: iothread");
+    assert_disk_fails(s, ", 'iothread': '/machine'", "expected: iothread");
+    assert_holders(s, "", "");
+    qtest_quit(s);
+}
+
+/* One IOThread under two names, which the check for duplicates lets pass */
+static void test_same_twice(void)
+{
+    QTestState *s = start();
+
+    add_disk(s, "d0", "n0", ", 'num-queues': 4, 'iothread-vq-mapping': "
+             "[ { 'iothread': 'io0' }, { 'iothread': '/objects/io0' } ]");
+    assert_holders(s, "d0:0,2 d0:1,3", "");
+    assert_object_del_fails(s, "io0", "held by device 'd0' (");
+    unplug(s, "d0");
+    assert_holders(s, "", "");
+    object_del(s, "io0");
+    qtest_quit(s);
+}
+
+/* Attached in this order, and gone in another one */
+static void test_many(void)
+{
+    enum { DISKS = 20 };
+    QTestState *s = start();
+    g_autoptr(GString) expected = g_string_new("");
+
+    for (int i = 0; i < DISKS; i++) {
+        g_autofree char *id = g_strdup_printf("d%d", i);
+        g_autofree char *node = g_strdup_printf("node%d", i);
+
+        add_node(s, node);
+        add_disk(s, id, node, ", 'iothread': 'io0'");
+        g_string_append_printf(expected, "%s%s:0", i ? " " : "", id);
+        assert_holders(s, expected->str, "");
+    }
+    assert_object_del_fails(
+        s, "io0", "device 'd7' (/machine/peripheral/d7/virtio-backend)"
+        " and 12 more");
+
+    for (int i = 0; i < DISKS; i++) {
+        /* 7 is coprime to their number, so that every disk has its turn */
+        g_autofree char *id = g_strdup_printf("d%d", (i + 1) * 7 % DISKS);
+        g_autofree char *word = g_strdup_printf("%s:0", id);
+        char **words = g_strsplit(expected->str, " ", -1);
+
+        unplug(s, id);
+        g_string_assign(expected, "");
+        for (char **w = words; *w; w++) {
+            if (strcmp(*w, word)) {
+                g_string_append_printf(expected, "%s%s",
+                                       expected->len ? " " : "", *w);
+            }
+        }
+        g_strfreev(words);
+        assert_holders(s, expected->str, "");
+    }
+    g_assert_cmpuint(expected->len, ==, 0);
+    object_del(s, "io0");
+    qtest_quit(s);
+}
+
+static void test_object_del(void)
+{
+    QTestState *s = start();
+
+    add_node(s, "n1");
+    add_disk(s, "d0", "n0", ", 'iothread': 'io0'");
+    add_disk(s, "d1", "n1", ", 'num-queues': 2, 'iothread-vq-mapping': "
+             ROUND_ROBIN);
+
+    assert_object_del_fails(
+        s, "io0", "object 'io0' is in use, can not be deleted: it is held by "
+        "device 'd0' (/machine/peripheral/d0/virtio-backend) and "
+        "device 'd1' (/machine/peripheral/d1/virtio-backend)");
+    assert_object_del_fails(s, "io1", "device 'd1'");
+    assert_holders(s, "d0:0 d1:0", "d1:1");
+
+    /* the unplug was requested, but the guest has not done its part */
+    qtest_qmp_device_del_send(s, "d1");
+    assert_object_del_fails(s, "io1", "device 'd1'");
+    assert_holders(s, "d0:0 d1:0", "d1:1");
+    complete_unplug(s, "d1");
+    assert_holders(s, "d0:0", "");
+    object_del(s, "io1");
+    assert_holders(s, "d0:0", NULL);
+
+    assert_object_del_fails(s, "io0", "device 'd0'");
+    unplug(s, "d0");
+    object_del(s, "io0");
+    assert_holders(s, NULL, NULL);
+
+    /* the ids are free again */
+    object_add(s, "io0");
+    add_disk(s, "d0", "n0", ", 'iothread': 'io0'");
+    assert_holders(s, "d0:0", NULL);
+    assert_object_del_fails(s, "io0", "device 'd0'");
+    qtest_quit(s);
+}
+
+/* Any character that device_add takes comes out as it went in */
+static void test_odd_id(void)
+{
+    static const char *const ids[] = {
+        "a b", "\"quoted\"", "%s%n", "back\\slash", "\xc3\xa4\xe2\x82\xac",
+        "'", "a:b,c=d",
+    };
+    QTestState *s = start();
+
+    for (size_t i = 0; i < ARRAY_SIZE(ids); i++) {
+        g_autofree char *word = g_strdup_printf("%s:0", ids[i]);
+        g_autofree char *error = g_strdup_printf("device '%s'", ids[i]);
+        QDict *rsp = device_add(s, "virtio-blk-pci", ids[i], "n0",
+                                ", 'iothread': 'io0'");
+
+        if (qdict_haskey(rsp, "error")) {
+            qobject_unref(rsp);
+            assert_holders(s, "", "");
+            continue;
+        }
+        qobject_unref(rsp);
+        assert_holders(s, word, "");
+        assert_object_del_fails(s, "io0", error);
+        g_free(qtest_hmp(s, "info iothreads"));
+        unplug(s, ids[i]);
+        assert_holders(s, "", "");
+    }
+    qtest_quit(s);
+}
+
+static void test_preconfig(void)
+{
+    QTestState *s = qtest_init("-preconfig -machine pc " TWO_IOTHREADS);
+
+    assert_holders(s, "", "");
+    object_del(s, "io1");
+    assert_holders(s, "", NULL);
+    qtest_qmp_assert_success(s, "{ 'execute': 'x-exit-preconfig' }");
+    assert_holders(s, "", NULL);
+    qtest_quit(s);
+}
+
+static void test_rounds(void)
+{
+    enum { ROUNDS = 1000 };
+    QTestState *s = start();
+
+    for (int i = 0; i < ROUNDS; i++) {
+        add_disk(s, "d0", "n0", i % 2
+                 ? ", 'iothread': 'io0'"
+                 : ", 'num-queues': 2, 'iothread-vq-mapping': " ROUND_ROBIN);
+        unplug(s, "d0");
+    }
+    assert_holders(s, "", "");
+    object_del(s, "io0");
+    object_del(s, "io1");
+    qtest_quit(s);
+}
+
+static void test_virtio_scsi(void)
+{
+    QTestState *s = qtest_init(
+        MACHINE TWO_IOTHREADS
+        "-device virtio-scsi-pci,id=hba0,iothread=io0,num_queues=2");
+
+    assert_holders(s, "hba0:0,1", "");
+    unplug(s, "hba0");
+    assert_holders(s, "", "");
+
+    qtest_qmp_assert_success(s,
+        "{ 'execute': 'device_add', 'arguments': {"
+        " 'driver': 'virtio-scsi-pci', 'id': 'hba0', 'num_queues': 4,"
+        " 'iothread-vq-mapping': " EXPLICIT " } }");
+    assert_holders(s, "hba0:3,0", "hba0:1,2");
+    assert_object_del_fails(s, "io1", "device 'hba0'");
+    unplug(s, "hba0");
+    assert_holders(s, "", "");
+    qtest_quit(s);
+}
+
+/*
+ * Delete the IOThread of a mapping, give its id to another one, and unplug
+ * the device
+ */
+static void test_reused_id(void)
+{
+    QTestState *s = start();
+
+    add_disk(s, "d0", "n0", ", 'num-queues': 2, 'iothread-vq-mapping': "
+             ROUND_ROBIN);
+    assert_object_del_fails(s, "io0", "device 'd0'");
+    assert_error(qtest_qmp(s, "{ 'execute': 'object-add', 'arguments': {"
+                              " 'qom-type': 'iothread', 'id': 'io0' } }"),
+                 "attempt to add duplicate property");
+    unplug(s, "d0");
+    assert_holders(s, "", "");
+    qtest_quit(s);
+}
+
+/* The same with a QEMU that has no holders: it aborts */
+static void test_reused_id_stock(void)
+{
+    if (!getenv(STOCK_BINARY)) {
+        g_test_skip(STOCK_BINARY " is not set");
+        return;
+    }
+    if (g_test_subprocess()) {
+        QTestState *s = qtest_init_ext(STOCK_BINARY, MACHINE TWO_IOTHREADS,
+                                       NULL, true);
+
+        add_node(s, "n0");
+        add_disk(s, "d0", "n0", ", 'num-queues': 2, 'iothread-vq-mapping': "
+                 ROUND_ROBIN);
+        object_del(s, "io0");
+        object_add(s, "io0");
+        unplug(s, "d0");
+        qtest_quit(s);
+        return;
+    }
+    g_test_trap_subprocess(NULL, 0, 0);
+    g_test_trap_assert_failed();
+    g_test_trap_assert_stderr("*obj->parent == NULL*");
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+
+    if (!qtest_has_machine("pc") || !qtest_has_device("virtio-blk-pci") ||
+        !qtest_has_device("virtio-scsi-pci")) {
+        g_test_skip("no machine with virtio-blk-pci and virtio-scsi-pci");
+        return 0;
+    }
+
+    qtest_add_func("/iothread-holder/realize", test_realize);
+    qtest_add_func("/iothread-holder/anonymous", test_anonymous);
+    qtest_add_func("/iothread-holder/hotplug", test_hotplug);
+    qtest_add_func("/iothread-holder/failed-realize", test_failed_realize);
+    qtest_add_func("/iothread-holder/mapping", test_mapping);
+    qtest_add_func("/iothread-holder/bad-mapping", test_bad_mapping);
+    qtest_add_func("/iothread-holder/bad-iothread", test_bad_iothread);
+    qtest_add_func("/iothread-holder/same-twice", test_same_twice);
+    qtest_add_func("/iothread-holder/many", test_many);
+    qtest_add_func("/iothread-holder/object-del", test_object_del);
+    qtest_add_func("/iothread-holder/odd-id", test_odd_id);
+    qtest_add_func("/iothread-holder/preconfig", test_preconfig);
+    qtest_add_func("/iothread-holder/rounds", test_rounds);
+    qtest_add_func("/iothread-holder/virtio-scsi", test_virtio_scsi);
+    qtest_add_func("/iothread-holder/reused-id", test_reused_id);
+    qtest_add_func("/iothread-holder/reused-id-stock", test_reused_id_stock);
+
+    return g_test_run();
+}
