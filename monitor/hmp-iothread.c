@@ -9,11 +9,24 @@
 #include "monitor/monitor.h"
 #include "qapi/qapi-commands-iothread.h"
 
+/* IDs and paths may contain anything: none of it shall look like a new line */
+static void print_member(Monitor *mon, const char *name, const char *value)
+{
+    char beyond_ascii[UCHAR_MAX - SCHAR_MAX + 1] = "";
+    g_autofree char *escaped = NULL;
+
+    for (int c = SCHAR_MAX + 1; c <= UCHAR_MAX; c++) {
+        beyond_ascii[c - SCHAR_MAX - 1] = c;
+    }
+    escaped = g_strescape(value, beyond_ascii);
+    monitor_printf(mon, " %s=%s", name, escaped);
+}
+
 static void print_qom_object(Monitor *mon, const IOThreadHolderQomObject *obj)
 {
-    monitor_printf(mon, " qom-path=%s", obj->qom_path);
+    print_member(mon, "qom-path", obj->qom_path);
     if (obj->device) {
-        monitor_printf(mon, " device=%s", obj->device);
+        print_member(mon, "device", obj->device);
     }
     if (obj->has_vqs) {
         const char *separator = "";
@@ -34,14 +47,14 @@ static void print_holder(Monitor *mon, const IOThreadHolder *holder)
         print_qom_object(mon, &holder->u.qom_object);
         break;
     case IO_THREAD_HOLDER_TYPE_BLOCK_EXPORT:
-        monitor_printf(mon, " id=%s node-name=%s", holder->u.block_export.id,
-                       holder->u.block_export.node_name);
+        print_member(mon, "id", holder->u.block_export.id);
+        print_member(mon, "node-name", holder->u.block_export.node_name);
         break;
     case IO_THREAD_HOLDER_TYPE_BLOCK_NODE:
-        monitor_printf(mon, " node-name=%s", holder->u.block_node.node_name);
+        print_member(mon, "node-name", holder->u.block_node.node_name);
         break;
     case IO_THREAD_HOLDER_TYPE_MONITOR:
-        monitor_printf(mon, " id=%s", holder->u.monitor.id);
+        print_member(mon, "id", holder->u.monitor.id);
         break;
     default:
         g_assert_not_reached();

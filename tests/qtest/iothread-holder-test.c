@@ -458,28 +458,66 @@ static void test_odd_id(void)
 {
     static const char *const ids[] = {
         "a b", "\"quoted\"", "%s%n", "back\\slash", "\xc3\xa4\xe2\x82\xac",
-        "'", "a:b,c=d",
+        "'", "a:b,c=d", "two\nlines",
     };
     QTestState *s = start();
 
     for (size_t i = 0; i < ARRAY_SIZE(ids); i++) {
         g_autofree char *word = g_strdup_printf("%s:0", ids[i]);
         g_autofree char *error = g_strdup_printf("device '%s'", ids[i]);
-        QDict *rsp = device_add(s, "virtio-blk-pci", ids[i], "n0",
-                                ", 'iothread': 'io0'");
+        g_autofree char *hmp = NULL;
 
-        if (qdict_haskey(rsp, "error")) {
-            qobject_unref(rsp);
-            assert_holders(s, "", "");
-            continue;
-        }
-        qobject_unref(rsp);
+        add_disk(s, ids[i], "n0", ", 'iothread': 'io0'");
         assert_holders(s, word, "");
         assert_object_del_fails(s, "io0", error);
-        g_free(qtest_hmp(s, "info iothreads"));
+        hmp = qtest_hmp(s, "info iothreads");
+        g_assert_null(strstr(hmp, "two\n"));
         unplug(s, ids[i]);
         assert_holders(s, "", "");
     }
+    qtest_quit(s);
+}
+
+/* The answer with 1000 holds: four names for io0, held by each of 250 disks */
+static void test_thousand(void)
+{
+    enum { DISKS = 250, PER_BRIDGE = 125 };
+    g_autoptr(GString) args = g_string_new(MACHINE TWO_IOTHREADS);
+    QTestState *s;
+    QDict *rsp;
+    double elapsed;
+
+    for (int i = 0; i < DISKS; i++) {
+        int bridge = i / PER_BRIDGE;
+        int n = i % PER_BRIDGE;
+
+        if (n == 0) {
+            g_string_append_printf(args,
+                "-device pci-bridge,id=br%d,chassis_nr=%d,shpc=off ",
+                bridge, bridge + 1);
+        }
+        g_string_append_printf(args,
+            "-blockdev null-co,node-name=n%d "
+            "-device '{ \"driver\": \"virtio-blk-pci\", \"id\": \"d%d\","
+            " \"drive\": \"n%d\", \"bus\": \"br%d\", \"vectors\": 0,"
+            " \"addr\": \"%x.%x\", \"multifunction\": true,"
+            " \"num-queues\": 4, \"iothread-vq-mapping\": ["
+            " { \"iothread\": \"io0\" }, { \"iothread\": \"/objects/io0\" },"
+            " { \"iothread\": \"objects/io0\" },"
+            " { \"iothread\": \"//objects/io0\" } ] }' ",
+            i, i, i, bridge, n / 8 + 1, n % 8);
+    }
+    s = qtest_init(args->str);
+
+    g_test_timer_start();
+    rsp = qtest_qmp(s, "{ 'execute': 'query-iothreads' }");
+    elapsed = g_test_timer_elapsed();
+    g_assert_cmpuint(qlist_size(find_holders(rsp, "io0")), ==, 4 * DISKS);
+    g_test_message("query-iothreads with %d holds: %.1f ms",
+                   4 * DISKS, elapsed * 1e3);
+
+    qobject_unref(rsp);
+    assert_object_del_fails(s, "io0", " and 242 more");
     qtest_quit(s);
 }
 
@@ -598,6 +636,7 @@ int main(int argc, char **argv)
     qtest_add_func("/iothread-holder/many", test_many);
     qtest_add_func("/iothread-holder/object-del", test_object_del);
     qtest_add_func("/iothread-holder/odd-id", test_odd_id);
+    qtest_add_func("/iothread-holder/thousand", test_thousand);
     qtest_add_func("/iothread-holder/preconfig", test_preconfig);
     qtest_add_func("/iothread-holder/rounds", test_rounds);
     qtest_add_func("/iothread-holder/virtio-scsi", test_virtio_scsi);
