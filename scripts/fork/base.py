@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import hashlib
 import json
@@ -127,13 +128,12 @@ class Base:
             self._check_version(source, str(source))
             if (source / ".git").exists():
                 git = Git(source, own_config=True)
-                archive = subprocess.Popen(
-                    ["git", "-c", "safe.directory=*", "archive", "HEAD"],
-                    cwd=source, env=git.env, stdout=subprocess.PIPE)
-                assert archive.stdout is not None
-                untar(archive.stdout, folder, str(source))
-                if archive.wait():
-                    raise Fail(f"git archive failed in {source}")
+                # Not git archive: that leaves out what attributes say.
+                index = {"GIT_INDEX_FILE": f"{folder}.index.partial"}
+                git.with_env(index)("read-tree", "HEAD")
+                git.with_env(index)("checkout-index", "-a",
+                                    f"--prefix={folder}/")
+                remove(Path(f"{folder}.index.partial"))
             else:
                 shutil.copytree(source, folder, symlinks=True,
                                 dirs_exist_ok=True)
@@ -244,8 +244,8 @@ class Base:
                 "GIT_DIR": str(self.repo.stock / ".git"),
                 "GIT_INDEX_FILE": str(folder) + ".partial"})
             git("add", "-A", "-f")
-            remove(Path(str(folder) + ".partial"))
             commit = self._commit(git)
+            remove(Path(str(folder) + ".partial"))
             if not pinned and old["version"] == self.version:
                 self._check_blobs(git, commit, name)
             if commit != old["commit"]:
@@ -343,4 +343,6 @@ def untar(stream: IO[bytes], folder: Path, name: str, strip: int = 0) -> None:
     finally:
         tar.kill()
         tar.wait()
+        with contextlib.suppress(OSError):
+            tar.stdin.close()
     raise Fail(f"{name} is not a whole tarball; fetch it again")

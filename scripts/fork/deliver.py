@@ -2,7 +2,6 @@
 """The series for others: onto a checkout of theirs, or as mails."""
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import tempfile
@@ -44,9 +43,9 @@ def apply(repo: Repo, folder: str, topic: str | None, signoff: bool
     head = git.head()
     with tempfile.TemporaryDirectory(prefix="fork-") as scratch:
         # New objects go to a folder of ours until all is known to fit.
-        made, lenders = _scratch(repo, git, Path(scratch))
+        made = _scratch(repo, git, Path(scratch))
         outcomes = commits(made, head, changes, signoff=who,
-                           lenders=lenders and _lend(repo, lenders, series))
+                           three_way=_originals(repo, made, series))
         say(report(outcomes))
         try:
             new = tip(outcomes, head)
@@ -75,27 +74,25 @@ def _who(git: Git, path: Path) -> str:
     return f"{name} <{mail}>"
 
 
-def _scratch(repo: Repo, git: Git, scratch: Path) -> tuple[Git, Git | None]:
-    """git with its new objects in scratch; and the same with the base's
-    objects at hand where they are here."""
+def _scratch(repo: Repo, git: Git, scratch: Path) -> Git:
+    """git with its new objects in scratch, and with those of the base at
+    hand where it is set up here."""
     objects = scratch / "objects"
     objects.mkdir()
-    own = str(git.objects().resolve())
-    clean = Git(git.path, {"GIT_OBJECT_DIRECTORY": str(objects),
-                           "GIT_ALTERNATE_OBJECT_DIRECTORIES": _quote(own)})
-    stock = repo.stock / ".git" / "objects"
-    if not stock.is_dir():
-        return clean, None
-    return clean, clean.with_env({"GIT_ALTERNATE_OBJECT_DIRECTORIES":
-                                  f"{_quote(own)}:{_quote(str(stock))}"})
+    others = [git.objects().resolve(), repo.stock / ".git" / "objects"]
+    return Git(git.path, {
+        "GIT_OBJECT_DIRECTORY": str(objects),
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES": ":".join(
+            _quote(str(path)) for path in others if path.is_dir())})
 
 
-def _lend(repo: Repo, lenders: Git, series: Series) -> Git | None:
-    """Makes the blobs that the patches were made for."""
-    with contextlib.suppress(Fail):
-        commits(lenders, Base(repo).commit(), series.changes)
-        return lenders
-    return None
+def _originals(repo: Repo, git: Git, series: Series) -> bool:
+    """Makes the blobs that the patches were made for, for merges."""
+    try:
+        tip(commits(git, Base(repo).commit(), series.changes), "")
+        return True
+    except Fail:
+        return False
 
 
 def _quote(path: str) -> str:

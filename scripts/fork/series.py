@@ -242,12 +242,12 @@ class Outcome:
 
 
 def commits(git: Git, base: str, changes: Iterable[Change], *,
-            signoff: str = "", lenders: Git | None = None) -> list[Outcome]:
+            signoff: str = "", three_way: bool = False) -> list[Outcome]:
     """Makes one commit per change on top of base; touches no work tree.
 
-    git's environment may send the new objects elsewhere. lenders: a git
-    that sees the blobs the patches were made for, for a three-way merge
-    where a patch alone does not fit. Stops at the first that does not fit.
+    git's environment may send the new objects elsewhere. three_way: git
+    sees the blobs that the patches were made for, so where a patch alone
+    does not fit, a clean merge will do. Stops at the first that does not fit.
     """
     outcomes = [Outcome(change) for change in changes]
     with tempfile.TemporaryDirectory(prefix="fork-") as folder:
@@ -256,7 +256,7 @@ def commits(git: Git, base: str, changes: Iterable[Change], *,
         parent = base
         for number, outcome in enumerate(outcomes, 1):
             change = outcome.change
-            if not _stage(index, outcome, lenders, Path(folder)):
+            if not _stage(index, outcome, three_way, Path(folder)):
                 break
             message = change.message
             if signoff:
@@ -270,8 +270,8 @@ def commits(git: Git, base: str, changes: Iterable[Change], *,
     return outcomes
 
 
-def _stage(index: Git, outcome: Outcome, lenders: Git | None,
-           folder: Path) -> bool:
+def _stage(index: Git, outcome: Outcome, three_way: bool, folder: Path
+           ) -> bool:
     """Puts one change into the index; tells in outcome why it cannot."""
     change = outcome.change
     there = [p for p in index("--literal-pathspecs", "ls-files", "-z", "--",
@@ -291,11 +291,9 @@ def _stage(index: Git, outcome: Outcome, lenders: Git | None,
             outcome.notes = _offsets(done.stderr.decode())
         else:
             (folder / "index").write_bytes(saved)
-            merge = lenders and lenders.with_env(
-                {"GIT_INDEX_FILE": str(folder / "index")})
-            if merge and merge.raw("apply", "--cached", "--3way",
-                                   "--whitespace=nowarn", "-",
-                                   data=change.hunks).returncode == 0:
+            if three_way and index.raw(
+                    "apply", "--cached", "--3way", "--whitespace=nowarn",
+                    "-", data=change.hunks).returncode == 0:
                 outcome.notes = ["fits by a three-way merge"]
             else:
                 (folder / "index").write_bytes(saved)

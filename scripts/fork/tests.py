@@ -165,20 +165,16 @@ def with_stock(session: Session, suite: str, found: list[Result],
 def suite_fork(session: Session) -> list[Result]:
     root = session.builder.repo.root
     log = session.builder.repo.log / "test-fork.log"
-    names = [f"fork.{session.only}"] if session.only else ["discover"]
-    cmd = [sys.executable, "-B", "-m", "unittest", "-v", *names]
-    if not session.only:
-        cmd += ["-s", "tests/fork", "-t", "tests", "-p", "test_*.py"]
-    code = run_logged(cmd, log, cwd=root if not session.only else
-                      root / "tests", timeout=600)
+    cmd = [sys.executable, "-B", "-m", "unittest", "-v",
+           session.only or "discover"]
+    code = run_logged(cmd, log, cwd=root / "tests" / "fork", timeout=600)
     found = []
     for match in re.finditer(
             r"(?m)^(\w+) \(([\w.]+)\)(?:\n.*?)? \.\.\. "
             r"(ok|FAIL|ERROR|skipped)(.*)$", log.read_text()):
         status = {"ok": "passed", "skipped": "skipped"}.get(
             match[3], "failed")
-        found.append(Result(match[2].split(".")[-2] + "." + match[1], status,
-                            match[4].strip(" '\"") or
+        found.append(Result(match[2], status, match[4].strip(" '\"") or
                             (f"see {log}" if status == "failed" else "")))
     if code and not any(r.status == "failed" for r in found):
         found.append(Result("unittest", "failed", f"exit code {code} "

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A tiny QEMU and a repository with a series for it, to test ./fork on."""
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import unittest
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(TOP / "scripts"))
+sys.dont_write_bytecode = True
+
+from fork.build import Builder  # noqa: E402
+from fork.common import Repo  # noqa: E402
+from fork.gitrepo import Git, clean_env  # noqa: E402
+from fork.series import Series  # noqa: E402
+
+LICENCE = "/* SPDX-License-Identifier: GPL-2.0-or-later */\n"
+IOTHREAD = "".join(f"static int line{n}(void)\n{{\n    return {n};\n}}\n\n"
+                   for n in range(1, 21))
+BASE = {"VERSION": "10.2.2\n", "iothread.c": IOTHREAD,
+        "meson.build": "project('qemu', ['c'])\n\n\n\nsrcs = ['iothread.c']\n",
+        "monitor/monitor.c": "int dispatch(void)\n{\n    return 1;\n}\n",
+        ".gitattributes": "*.c diff=c\n"}
+
+SERIES = """\
+# The order of the changes.
+topic build
+change build/cxx
+
+topic holders after build
+change holders/registry
+    include/system/holds.h
+    holds.cc
+# two hunks in one file
+change holders/users
+
+topic shutdown
+change shutdown/kick
+"""
+# Change, message, edits of files that the base has.
+CHANGES: tuple[tuple[str, str, tuple[tuple[str, str, str], ...]], ...] = (
+    ("build/cxx", "build: take C++\n\nThe holders are C++.\n",
+     (("meson.build", "['c']", "['c', 'cpp']"),)),
+    ("holders/registry", "iothread: add a registry\n\nNothing calls it.\n",
+     ()),
+    ("holders/users", "iothread: record users\n\nTwo places.\n",
+     (("iothread.c", "return 3;", "return hold(3);"),
+      ("iothread.c", "return 17;", "return hold(17);"))),
+    ("shutdown/kick", "monitor: kick the waiter\n\nIt sleeps else.\n",
+     (("monitor/monitor.c", "return 1;", "return kick();"),)))
+NEW = {"holds.cc": LICENCE + "#include \"qemu/osdep.h\"\n"
+       "#include \"system/holds.h\"\n\nint hold(int n) noexcept\n{\n"
+       "    return n;\n}\n",
+       "include/system/holds.h": LICENCE + "G_BEGIN_DECLS\n"
+       "int hold(int n);\nG_END_DECLS\n"}
+
+
+def put(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """Every file below folder, refs and index of git among them."""
+    return {str(p.relative_to(folder)):
+            hashlib.sha256(p.read_bytes()).hexdigest()
+            for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+class Sandbox(unittest.TestCase):
+    """Spaces and quotes in every path: they are to do no harm."""
+
+    def setUp(self) -> None:
+        holder = tempfile.TemporaryDirectory(prefix="fork test's ")
+        self.addCleanup(holder.cleanup)
+        self.enterContext(contextlib.redirect_stdout(io.StringIO()))
+        self.tmp = Path(holder.name).resolve()
+        self.root = self.tmp / "the repo"
+        self.qemu = self.checkout("qemu")
+        put(self.root, {"base.toml": "[qemu]\nversion = \"10.2.2\"\n",
+                        "patches/series": SERIES,
+                        ".gitignore": "/build/\n", **NEW})
+        self.write_patches()
+        self.git(self.root, "init", "-q", "-b", "main")
+        self.git(self.root, "add", "-A")
+        self.git(self.root, "commit", "-q", "-m", "repo")
+        self.repo = Repo(self.root)
+
+    def checkout(self, name: str, **more: str) -> Path:
+        """A git checkout of the tiny QEMU."""
+        path = self.tmp / name
+        put(path, BASE)
+        self.git(path, "init", "-q", "-b", "master")
+        self.git(path, "config", "user.name", "A U Thor")
+        self.git(path, "config", "user.email", "author@example.com")
+        self.git(path, "add", "-A")
+        self.git(path, "commit", "-q", "-m", "QEMU 10.2.2")
+        return path
+
+    def write_patches(self) -> None:
+        """Makes the patches by git itself, in a checkout thrown away."""
+        path = self.checkout("scratch")
+        for name, message, edits in CHANGES:
+            for file, old, new in edits:
+                text = (path / file).read_text()
+                self.assertIn(old, text)
+                (path / file).write_text(text.replace(old, new))
+            hunks = self.git(path, "-c", "core.attributesFile=/dev/null",
+                             "diff", "--full-index", "-U1").encode()
+            # The tool writes hunk headers as for any text file.
+            put(self.root, {f"patches/{name}.patch":
+                            f"{message}---\n{hunks.decode()}"})
+            self.git(path, "commit", "-qa", "--allow-empty", "-m", message)
+
+    def git(self, path: Path, *args: str, check: bool = True) -> str:
+        env = clean_env({"GIT_AUTHOR_NAME": "T", "GIT_AUTHOR_EMAIL": "t@x",
+                         "GIT_COMMITTER_NAME": "T",
+                         "GIT_COMMITTER_EMAIL": "t@x"})
+        done = subprocess.run(["git", *args], cwd=path, env=env,
+                              capture_output=True, text=True, timeout=60)
+        if check:
+            self.assertEqual(done.returncode, 0, done.stderr)
+        return done.stdout
+
+    def fork(self, *args: str | Path, code: int | None = 0,
+             env: dict[str, str] | None = None) -> str:
+        """Runs ./fork on the repository here; returns all it says."""
+        done = subprocess.run(
+            [TOP / "fork", *map(str, args)], cwd=self.tmp, text=True,
+            env=os.environ | {"FORK_ROOT": str(self.root)} | (env or {}),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+        if code is not None:
+            self.assertEqual(done.returncode, code, done.stdout)
+        self.assertNotIn("Traceback", done.stdout)
+        return done.stdout
+
+    def builder(self, source: Path | None = None) -> Builder:
+        """Base and work tree set up, as ./fork build does first."""
+        builder = Builder(self.repo, str(source or self.qemu))
+        builder.sources()
+        builder.work.ready()
+        return builder
+
+    def edit(self, path: Path, old: str, new: str) -> None:
+        text = path.read_text()
+        self.assertIn(old, text)
+        path.write_text(text.replace(old, new))
+
+    def commit(self, path: Path, *args: str) -> None:
+        self.git(path, "add", "-A")
+        self.git(path, "commit", "-q", *args)
+
+    def tree(self, path: Path) -> str:
+        return self.git(path, "rev-parse", "HEAD^{tree}").strip()
+
+    def tarball(self, source: Path, name: str = "qemu.tar.xz") -> Path:
+        path = self.tmp / name
+        with tarfile.open(path, "w:xz") as tar:
+            tar.add(source, "qemu-10.2.2", filter=lambda i: None
+                    if "/.git" in i.name and "attr" not in i.name else i)
+        return path
+
+
+__all__ = ["BASE", "CHANGES", "NEW", "SERIES", "TOP", "Git", "Sandbox",
+           "Series", "put", "snapshot"]

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""./fork check: every rule catches what it is there for."""
+import unittest
+from unittest import mock
+
+from sandbox import Sandbox, Series, put
+
+from fork import check
+from fork.common import Fail
+
+
+class Check(Sandbox):
+    def setUp(self) -> None:
+        super().setUp()
+        self.base = self.builder().base
+
+    def errors(self) -> dict[str, list[str]]:
+        """What check finds, by rule; after `git add` of all."""
+        self.git(self.root, "add", "-A")
+        series = Series.load(self.repo)
+        items = check.static(self.repo, series)
+        items += check.on_base(self.base.git(), self.base.commit(),
+                               series)[0]
+        return {item.name: item.errors for item in items if item.errors}
+
+    def found(self, rule: str, what: str) -> None:
+        errors = self.errors()
+        self.assertIn(rule, errors)
+        self.assertRegex("\n".join(errors[rule]), what)
+
+    def test_all_is_well(self) -> None:
+        self.assertEqual(self.errors(), {})
+
+    def test_unlisted_patch(self) -> None:
+        put(self.root, {"patches/build/other.patch": "x: y\n\nz\n---\n"})
+        self.found("series", "patches/build/other.patch is not in")
+
+    def test_unlisted_file(self) -> None:
+        put(self.root, {"hw/virtio/new.c": "/* new */\n"})
+        self.found("series", "hw/virtio/new.c is not named")
+
+    def test_listed_twice(self) -> None:
+        self.edit(self.root / "patches/series", "change holders/users\n",
+                  "change holders/users\n    holds.cc\n")
+        self.found("series", "holds.cc is added by holders/registry and by")
+
+    def test_missing_file(self) -> None:
+        (self.root / "holds.cc").unlink()
+        with self.assertRaisesRegex(Fail, "adds holds.cc, which is not"):
+            self.errors()
+
+    def test_missing_patch(self) -> None:
+        (self.root / "patches/build/cxx.patch").unlink()
+        with self.assertRaisesRegex(Fail, "no patches/build/cxx.patch"):
+            self.errors()
+
+    def test_series_is_not_readable(self) -> None:
+        for line, why in (("chnage build/x", "neither topic nor change"),
+                          ("change x", "topic/name"),
+                          ("change build/cxx", "twice"),
+                          ("change other/x", "no `topic` line"),
+                          ("topic x after y", "not a topic")):
+            text = (self.root / "patches/series").read_text()
+            with self.subTest(line), self.assertRaisesRegex(Fail, why):
+                (self.root / "patches/series").write_text(text + line + "\n")
+                try:
+                    Series.load(self.repo)
+                finally:
+                    (self.root / "patches/series").write_text(text)
+
+    def test_tampered_hunk(self) -> None:
+        self.edit(self.root / "patches/shutdown/kick.patch",
+                  "-    return 1;", "-    return 2;")
+        self.found("applies", "shutdown/kick does not fit: monitor/monitor.c"
+                   " hunk 1")
+
+    def test_tampered_header(self) -> None:
+        self.edit(self.root / "patches/shutdown/kick.patch",
+                  "@@ -2,3 +2,3 @@", "@@ -3,3 +3,3 @@")
+        errors = self.errors()
+        self.assertIn("offset", " ".join(errors["no offsets"]))
+        self.assertIn("not as git writes it", " ".join(errors["round trip"]))
+
+    def test_tampered_index(self) -> None:
+        path = self.root / "patches/shutdown/kick.patch"
+        line = next(x for x in path.read_text().split("\n")
+                    if x.startswith("index"))
+        self.edit(path, line, line[:20] + ("0" if line[20] != "0" else "1")
+                  + line[21:])
+        self.found("round trip", "kick.patch is not as git writes it")
+
+    def test_wider_context(self) -> None:
+        """Hunks have one line of context: that is what keeps a rebase
+        cheap, and each patch has one form."""
+        self.edit(self.root / "patches/shutdown/kick.patch",
+                  "@@ -2,3 +2,3 @@ int dispatch(void)\n {",
+                  "@@ -1,4 +1,4 @@\n int dispatch(void)\n {")
+        self.found("round trip", "kick.patch is not as git writes it")
+
+    def test_untidy_series_file(self) -> None:
+        self.edit(self.root / "patches/series", "    holds.cc", "  holds.cc")
+        self.found("round trip", "patches/series is not as")
+
+    def test_topic_that_needs_another(self) -> None:
+        self.edit(self.root / "patches/series", "topic shutdown\n"
+                  "change shutdown/kick\n", "change shutdown/kick\n\n"
+                  "topic shutdown\ntopic late\nchange late/more\n")
+        text = (self.root / "patches/shutdown/kick.patch").read_text()
+        swapped = text.replace("1;", "0;").replace("kick();", "2;").replace(
+            "0;", "kick();").replace("kick the", "kick again the")
+        put(self.root, {"patches/late/more.patch": swapped})
+        self.found("topics", "late alone: late/more does not fit")
+
+    def test_bad_messages(self) -> None:
+        path = self.root / "patches/shutdown/kick.patch"
+        good = path.read_text()
+        head = "monitor: kick the waiter\n\nIt sleeps else.\n"
+        for message, why in (
+                ("no area here\n\nBody.\n", "area: summary"),
+                ("monitor: full stop.\n\nBody.\n", "area: summary"),
+                ("monitor: kick\nIt sleeps.\n", "no blank line"),
+                ("monitor: kick\n", "no blank line"),
+                (f"monitor: kick\n\n{'x' * 77}\n", "line 3 is longer"),
+                (head + "\nSigned-off-by: A <a@b>\n", "Signed-off-by"),
+                ("build: take C++\n\nAgain.\n", "same subject")):
+            with self.subTest(message):
+                path.write_text(good.replace(head, message))
+                self.found("messages", why)
+
+    def test_cxx_words(self) -> None:
+        for code in ("throw 1;", "try {", "typeid(n)"):
+            with self.subTest(code):
+                put(self.root, {"holds.cc": self.text() + code + "\n"})
+                self.found("c++", code.split("(")[0].split()[0])
+
+    def text(self) -> str:
+        return self.git(self.root, "show", "HEAD:holds.cc")
+
+    def test_cxx_words_in_comments_are_fine(self) -> None:
+        put(self.root, {"holds.cc": self.text() + "/* try\n * throw */\n"
+                        "// catch\nconst char *s = \"typeid\";\n"})
+        self.assertNotIn("c++", self.errors())
+
+    def test_cxx_includes(self) -> None:
+        put(self.root, {"holds.cc":
+                        "#include \"qom/object.h\"\n" + self.text()})
+        self.found("c++", "includes qom/object.h")
+
+    def test_header_without_c_linkage(self) -> None:
+        path = self.root / "include/system/holds.h"
+        path.write_text(path.read_text().replace("G_BEGIN_DECLS\n", ""))
+        self.found("c++", "no extern")
+
+    def test_style(self) -> None:
+        for line, why in (("x" * 81, "longer than 80"),
+                          ("\tint x;", "has a tab"),
+                          ("int x; ", "blanks at its end")):
+            with self.subTest(why):
+                put(self.root, {"holds.cc": self.text() + line + "\n"})
+                self.found("style", f"holds.cc:9: {why}")
+
+    def test_licence_line(self) -> None:
+        put(self.root, {"holds.cc": self.text().split("\n", 1)[1]})
+        self.found("style", "holds.cc: no SPDX")
+
+    def test_mirror_name(self) -> None:
+        put(self.root, {"README.md": "http://mirror.example.org/debian\n"})
+        with mock.patch.object(check.mirror, "hosts", return_value={
+                "mirror.example.org"}):
+            self.found("mirrors", "README.md names mirror.example.org")
+
+    def test_python(self) -> None:
+        put(self.root, {"scripts/x.py": "def f(:\n"})
+        self.found("python", "scripts/x.py:1")
+
+
+if __name__ == "__main__":
+    unittest.main()
