@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Mapping, Sequence
 
 from . import mirror
-from .common import (Fail, Progress, Repo, capture, foreground, need_space,
+from .common import (Fail, Repo, capture, foreground, need_space,
                      remove, run_logged, say, step, whole, write)
 
 SUITE = "trixie"

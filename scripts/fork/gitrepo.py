@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Mapping
 
-from .common import Fail, capture
+from .common import Fail
 
 NAME = "QEMU fork series"
 EMAIL = "series@qemu-fork.invalid"
@@ -126,7 +126,3 @@ def version(tree: Path) -> str:
         return (tree / "VERSION").read_text().strip()
     except OSError:
         return ""
-
-
-def have_git() -> bool:
-    return capture(["git", "--version"]).returncode == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from .base import Base, placeholders
-from .common import Fail, Repo, remove, say, slug, write
+from .common import Fail, Repo, say, slug, write
 from .gitrepo import Git, dates
 from .series import (Change, Series, commits, from_commit, raw_diff, tip)
 
