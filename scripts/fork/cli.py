@@ -115,8 +115,9 @@ def dispatch(repo: Repo, args: argparse.Namespace) -> int:
     if name == "test":
         return tests.run(builder, args.names)
     if name == "exec":
-        with lock(repo):
-            builder.environment()
+        if args.native or not builder.env.settled():
+            with lock(repo):
+                builder.environment()
         tree = Tree("stock") if args.stock else Tree("patched")
         return builder.env.foreground(
             args.args, {"QEMU_BUILD": str(builder.folder(tree))})

@@ -12,7 +12,7 @@ from typing import Mapping, Sequence
 
 from . import mirror
 from .common import (Fail, Repo, capture, foreground, need_space,
-                     remove, run_logged, say, step, whole, write)
+                     run_logged, say, step, whole, write)
 
 SUITE = "trixie"
 PACKAGES = """
@@ -27,6 +27,7 @@ libasan8 libtsan2 libubsan1 libgl1-mesa-dri mesa-vulkan-drivers
 xvfb xauth busybox-static seabios ipxe-qemu qemu-system-data
 ca-certificates
 """.split()
+PACKAGES_HASH = hashlib.sha256(" ".join(PACKAGES).encode()).hexdigest()
 
 # What a command there sees of the caller's environment.
 PASSED = re.compile(r"TERM|V|DISPLAY|(QEMU|QTEST|G|MALLOC|FORK)_.*|"
@@ -132,6 +133,17 @@ class Env:
                                        "mirror": archive}))
         return self
 
+    def settled(self) -> bool:
+        """Is all set up already? Then nobody has to wait for the lock."""
+        if not self.record.exists() or os.geteuid():
+            return False
+        self.native = json.loads(self.record.read_text())["native"]
+        return self.native or self._stamped()
+
+    def _stamped(self) -> bool:
+        stamp = self.root / "fork-packages"
+        return stamp.exists() and stamp.read_text() == PACKAGES_HASH
+
     def _native(self) -> None:
         if debian_version() < 13:
             if missing := lacking():
@@ -152,25 +164,20 @@ class Env:
              timeout=3600, append=True, way_out="check the network")
 
     def _debian(self, archive: str | None) -> None:
-        stamp = self.root / "fork-packages"
-        wanted = hashlib.sha256(" ".join(PACKAGES).encode()).hexdigest()
-        if stamp.exists() and stamp.read_text() == wanted:
-            if os.geteuid():
-                raise Fail(NO_ROOT)
-            return
         if os.geteuid():
             raise Fail(NO_ROOT)
+        if self._stamped():
+            return
         archive = mirror.find(archive)
         if not archive:
             raise Fail("this host's apt names no Debian archive; give one "
                        "with --mirror URL")
-        if stamp.exists():
+        if self.root.exists():  # the list of packages has changed
             self._install(self.root)
-            write(stamp, wanted)
+            write(self.root / "fork-packages", PACKAGES_HASH)
             return
         need_space(self.repo.root, 3, "the Debian 13 root")
         self._have_debootstrap()
-        remove(self.root)
         with whole(self.root) as partial:
             step("environment: debootstrap", [
                 "unshare", "--mount", "--pid", "--fork", "--kill-child",
@@ -181,7 +188,7 @@ class Env:
                 "--mirror URL")
             self._like_the_host(partial)
             self._install(partial)
-            (partial / "fork-packages").write_text(wanted)
+            (partial / "fork-packages").write_text(PACKAGES_HASH)
 
     def _have_debootstrap(self) -> None:
         if shutil.which("debootstrap") or \
