@@ -165,8 +165,8 @@ def with_stock(session: Session, suite: str, found: list[Result],
 def suite_fork(session: Session) -> list[Result]:
     root = session.builder.repo.root
     log = session.builder.repo.log / "test-fork.log"
-    cmd = [sys.executable, "-B", "-m", "unittest", "-v",
-           session.only or "discover"]
+    cmd = [sys.executable, "-B", "-m", "unittest",
+           session.only or "discover", "-v"]
     code = run_logged(cmd, log, cwd=root / "tests" / "fork", timeout=600)
     found = []
     for match in re.finditer(
