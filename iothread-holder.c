@@ -9,30 +9,84 @@
 #include "qemu/osdep.h"
 #include "qapi/clone-visitor.h"
 #include "qapi/qapi-visit-iothread.h"
+#include "qemu/lockable.h"
 #include "qom/object.h"
 #include "system/iothread.h"
 #include "system/iothread-holder.h"
 
-static void free_info(void *info)
+/* What a holder is to the registry: an opaque info */
+typedef struct HolderInfo {
+    IOThreadHolder *holder;
+    IOThreadHolderUpdate *update;
+} HolderInfo;
+
+static void free_info(void *opaque)
 {
-    qapi_free_IOThreadHolder(info);
+    HolderInfo *info = opaque;
+
+    qapi_free_IOThreadHolder(info->holder);
+    g_free(info);
+}
+
+/* Takes over @holder and @name */
+static IOThreadHolderState *new_holder(IOThreadHolder *holder, char *name,
+                                       IOThreadHolderUpdate *update)
+{
+    HolderInfo *info = g_new(HolderInfo, 1);
+    IOThreadHolderState *state;
+
+    info->holder = holder;
+    info->update = update;
+    state = iothread_holder_new(name, info, free_info);
+    g_free(name);
+    return state;
 }
 
 IOThreadHolderState *iothread_holder_new_qom_object(Object *obj,
                                                     const char *device)
 {
-    IOThreadHolder *info = g_new0(IOThreadHolder, 1);
+    IOThreadHolder *holder = g_new0(IOThreadHolder, 1);
     char *path = object_get_canonical_path(obj);
-    g_autofree char *name = NULL;
 
     assert(path);
-    info->type = IO_THREAD_HOLDER_TYPE_QOM_OBJECT;
-    info->u.qom_object.qom_path = path;
-    info->u.qom_object.device = g_strdup(device);
+    holder->type = IO_THREAD_HOLDER_TYPE_QOM_OBJECT;
+    holder->u.qom_object.qom_path = path;
+    holder->u.qom_object.device = g_strdup(device);
+    return new_holder(holder,
+                      device ? g_strdup_printf("device '%s' (%s)", device, path)
+                             : g_strdup(path),
+                      NULL);
+}
 
-    name = device ? g_strdup_printf("device '%s' (%s)", device, path)
-                  : g_strdup(path);
-    return iothread_holder_new(name, info, free_info);
+IOThreadHolderState *iothread_holder_new_block_export(
+    const char *id, const char *node_name, IOThreadHolderUpdate *update)
+{
+    IOThreadHolder *holder = g_new0(IOThreadHolder, 1);
+
+    holder->type = IO_THREAD_HOLDER_TYPE_BLOCK_EXPORT;
+    holder->u.block_export.id = g_strdup(id);
+    holder->u.block_export.node_name = g_strdup(node_name);
+    return new_holder(holder, g_strdup_printf("block export '%s'", id),
+                      update);
+}
+
+IOThreadHolderState *iothread_holder_new_block_node(const char *node_name)
+{
+    IOThreadHolder *holder = g_new0(IOThreadHolder, 1);
+
+    holder->type = IO_THREAD_HOLDER_TYPE_BLOCK_NODE;
+    holder->u.block_node.node_name = g_strdup(node_name);
+    return new_holder(holder, g_strdup_printf("block node '%s'", node_name),
+                      NULL);
+}
+
+IOThreadHolderState *iothread_holder_new_monitor(const char *id)
+{
+    IOThreadHolder *holder = g_new0(IOThreadHolder, 1);
+
+    holder->type = IO_THREAD_HOLDER_TYPE_MONITOR;
+    holder->u.monitor.id = g_strdup(id);
+    return new_holder(holder, g_strdup_printf("monitor '%s'", id), NULL);
 }
 
 AioContext *iothread_get_aio_context(IOThread *iothread,
@@ -58,18 +112,80 @@ void iothread_put_aio_context(IOThread *iothread, IOThreadHolderState *holder)
     object_unref(OBJECT(iothread));
 }
 
-AioContext *iothread_ctx_unrecorded(IOThread *iothread)
+static void put_all(IOThreadHolderState *holder)
 {
-    return iothread->ctx;
+    IOThread *iothread;
+
+    while ((iothread = iothread_holder_any(holder))) {
+        iothread_put_aio_context(iothread, holder);
+    }
 }
 
-static void query_one_hold(const void *info, bool has_vqs, const uint16_t *vqs,
-                           size_t num_vqs, void *opaque)
+void iothread_holder_drop(IOThreadHolderState *holder)
 {
-    IOThreadHolderList ***tail = opaque;
-    IOThreadHolder *holder = QAPI_CLONE(IOThreadHolder,
-                                        (IOThreadHolder *)info);
+    if (holder) {
+        put_all(holder);
+        iothread_holder_free(holder);
+    }
+}
 
+/* Which IOThread runs an AioContext */
+static GHashTable *iothread_of_ctx;
+static QemuMutex iothread_of_ctx_lock;
+
+static void __attribute__((__constructor__)) init_iothread_of_ctx(void)
+{
+    iothread_of_ctx = g_hash_table_new(NULL, NULL);
+    qemu_mutex_init(&iothread_of_ctx_lock);
+}
+
+void iothread_started(IOThread *iothread)
+{
+    QEMU_LOCK_GUARD(&iothread_of_ctx_lock);
+    g_hash_table_insert(iothread_of_ctx, iothread->ctx, iothread);
+}
+
+void iothread_stopped(IOThread *iothread)
+{
+    QEMU_LOCK_GUARD(&iothread_of_ctx_lock);
+    g_hash_table_remove(iothread_of_ctx, iothread->ctx);
+}
+
+static IOThread *find_by_ctx(AioContext *ctx)
+{
+    QEMU_LOCK_GUARD(&iothread_of_ctx_lock);
+    return g_hash_table_lookup(iothread_of_ctx, ctx);
+}
+
+bool iothread_is_ctx(AioContext *ctx)
+{
+    return find_by_ctx(ctx) != NULL;
+}
+
+void iothread_holder_follow(IOThreadHolderState *holder, AioContext *ctx)
+{
+    IOThread *iothread = find_by_ctx(ctx);
+
+    if (iothread == iothread_holder_any(holder)) {
+        return;
+    }
+    put_all(holder);
+    if (iothread) {
+        iothread_get_aio_context(iothread, holder);
+    }
+}
+
+static void query_one_hold(const void *opaque_info, bool has_vqs,
+                           const uint16_t *vqs, size_t num_vqs, void *opaque)
+{
+    const HolderInfo *info = opaque_info;
+    IOThreadHolderList ***tail = opaque;
+    IOThreadHolder *holder;
+
+    if (info->update) {
+        info->update(info->holder);
+    }
+    holder = QAPI_CLONE(IOThreadHolder, info->holder);
     if (has_vqs) {
         uint16List **vqs_tail = &holder->u.qom_object.vqs;
 

@@ -1,5 +1,5 @@
 /*
- * Virtqueues in IOThreads: taking the IOThreads and giving them back
+ * Virtqueues in IOThreads
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -20,17 +20,4 @@ void iothread_vq_get_all(IOThread *iothread, IOThreadHolderState *holder,
     for (unsigned i = 0; i < num_queues; i++) {
         vq_aio_context[i] = ctx;
     }
-}
-
-void iothread_vq_put_all(IOThreadHolderState *holder)
-{
-    IOThread *iothread;
-
-    if (!holder) {
-        return;
-    }
-    while ((iothread = iothread_holder_any(holder))) {
-        iothread_put_aio_context(iothread, holder);
-    }
-    iothread_holder_free(holder);
 }

@@ -3,8 +3,12 @@
  *
  * A user of an IOThread makes a holder with one of the functions here, takes
  * the IOThread with iothread_get_aio_context(), gives it back with
- * iothread_put_aio_context() and frees the holder with iothread_holder_free().
- * Who the holder is gets recorded when it is made, and is not looked up again.
+ * iothread_put_aio_context() and frees the holder with iothread_holder_free(),
+ * or does the last two at once with iothread_holder_drop().  Who the holder is
+ * gets recorded when it is made, and is not looked up again.
+ *
+ * Context of all functions, unless they say otherwise: the main thread, with
+ * the BQL held where there is one.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -15,6 +19,7 @@
 #include "system/iothread-holds.h"
 
 typedef struct IOThread IOThread;
+typedef struct IOThreadHolder IOThreadHolder;           /* a QAPI type */
 typedef struct IOThreadHolderList IOThreadHolderList;   /* a QAPI type */
 
 /**
@@ -24,11 +29,45 @@ typedef struct IOThreadHolderList IOThreadHolderList;   /* a QAPI type */
  *
  * Devices use qdev_new_iothread_holder(), which finds out @device.
  *
- * Context: the BQL is held.
  * Returns: a holder, owned by the caller.
  */
 IOThreadHolderState *iothread_holder_new_qom_object(Object *obj,
                                                     const char *device);
+
+/**
+ * IOThreadHolderUpdate:
+ * @holder: what is going to be told of the holder
+ *
+ * Bring up to date what may change while the holder holds an IOThread.  It
+ * must not take or give back an IOThread.
+ */
+typedef void IOThreadHolderUpdate(IOThreadHolder *holder);
+
+/**
+ * iothread_holder_new_block_export:
+ * @id: the export's ID
+ * @node_name: the node that it exports
+ * @update: called before each query, as jobs may change what it exports
+ *
+ * Returns: a holder, owned by the caller.
+ */
+IOThreadHolderState *iothread_holder_new_block_export(
+    const char *id, const char *node_name, IOThreadHolderUpdate *update);
+
+/**
+ * iothread_holder_new_block_node:
+ *
+ * Returns: a holder, owned by the caller.
+ */
+IOThreadHolderState *iothread_holder_new_block_node(const char *node_name);
+
+/**
+ * iothread_holder_new_monitor:
+ * @id: the ID of the monitor's character device
+ *
+ * Returns: a holder, owned by the caller.
+ */
+IOThreadHolderState *iothread_holder_new_monitor(const char *id);
 
 /**
  * iothread_get_aio_context:
@@ -42,7 +81,6 @@ IOThreadHolderState *iothread_holder_new_qom_object(Object *obj,
  * A holder may hold several IOThreads, and one IOThread more than once.
  * Reading the AioContext again takes no second hold: remember it.
  *
- * Context: the BQL is held.
  * Returns: the AioContext, which belongs to @iothread.
  */
 AioContext *iothread_get_aio_context(IOThread *iothread,
@@ -68,26 +106,61 @@ AioContext *iothread_get_aio_context_vqs(IOThread *iothread,
  * Give back the latest hold of @holder on @iothread.  Nothing of the holder
  * may run in the IOThread any more.  A put without its get aborts, and names
  * the holder.
- *
- * Context: the BQL is held.
  */
 void iothread_put_aio_context(IOThread *iothread, IOThreadHolderState *holder);
 
 /**
- * iothread_ctx_unrecorded:
+ * iothread_holder_drop:
+ * @holder: a holder, or NULL
  *
- * For users that do not record themselves as holders yet.  New code must not
- * call it.
+ * Give back every IOThread that @holder holds, and free @holder.  It works
+ * from what was recorded when they were taken: the IOThreads' names may be
+ * gone by now, or name other IOThreads.
  */
-AioContext *iothread_ctx_unrecorded(IOThread *iothread);
+void iothread_holder_drop(IOThreadHolderState *holder);
+
+/**
+ * iothread_holder_follow:
+ * @holder: one that holds at most one IOThread
+ * @ctx: where the holder runs from now on; NULL for nowhere
+ *
+ * Hold the IOThread that runs @ctx instead of the one that @holder holds now;
+ * none where @ctx is not that of an IOThread.  For users that do not choose
+ * where they run but are moved there.
+ */
+void iothread_holder_follow(IOThreadHolderState *holder, AioContext *ctx);
+
+/**
+ * iothread_is_ctx:
+ *
+ * Context: any thread.
+ * Returns: whether an IOThread runs @ctx, which may be NULL.
+ */
+bool iothread_is_ctx(AioContext *ctx);
 
 /**
  * iothread_holds_query:
  *
- * Context: any thread.
  * Returns: the holds in the order in which they were taken, owned by the
  * caller; NULL, which is an empty list, when there are none.
  */
 IOThreadHolderList *iothread_holds_query(const IOThreadHolds *holds);
+
+/**
+ * iothread_started:
+ *
+ * For iothread.c: @iothread has its AioContext now.
+ */
+void iothread_started(IOThread *iothread);
+
+/**
+ * iothread_stopped:
+ *
+ * For iothread.c: the AioContext of @iothread is about to go.  It need not
+ * have one.
+ *
+ * Context: any thread that drops the last reference.
+ */
+void iothread_stopped(IOThread *iothread);
 
 #endif /* SYSTEM_IOTHREAD_HOLDER_H */

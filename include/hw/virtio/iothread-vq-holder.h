@@ -1,5 +1,5 @@
 /*
- * Virtqueues in IOThreads: taking the IOThreads and giving them back
+ * Virtqueues in IOThreads
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -23,17 +23,5 @@
  */
 void iothread_vq_get_all(IOThread *iothread, IOThreadHolderState *holder,
                          AioContext **vq_aio_context, uint16_t num_queues);
-
-/**
- * iothread_vq_put_all:
- * @holder: the device, or NULL
- *
- * Give back every IOThread that @holder holds, and free @holder.  It works
- * from what was recorded when they were taken: the IOThreads' names may be
- * gone by now, or name other IOThreads.
- *
- * Context: the BQL is held, and nothing of the device runs in the IOThreads.
- */
-void iothread_vq_put_all(IOThreadHolderState *holder);
 
 #endif /* HW_VIRTIO_IOTHREAD_VQ_HOLDER_H */
