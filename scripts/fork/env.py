@@ -24,7 +24,7 @@ libvirglrenderer-dev libepoxy-dev libgbm-dev libsdl2-dev
 libaio-dev liburing-dev libslirp-dev libfuse3-dev libcap-ng-dev
 libseccomp-dev libxen-dev libcmocka-dev libjson-c-dev
 libasan8 libtsan2 libubsan1 libgl1-mesa-dri mesa-vulkan-drivers
-xvfb xauth busybox-static seabios ipxe-qemu qemu-system-data
+xvfb xauth socat busybox-static seabios ipxe-qemu qemu-system-data
 ca-certificates
 """.split()
 PACKAGES_HASH = hashlib.sha256(" ".join(PACKAGES).encode()).hexdigest()

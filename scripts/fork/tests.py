@@ -126,7 +126,8 @@ def meson_test(session: Session, folder: Path, what: str,
     log = session.builder.repo.log / f"test-{what}.log"
     out = folder / "meson-logs" / f"{base}.json"
     code = session.builder.env.logged(
-        [meson, "test", "--no-rebuild", "--logbase", base, *words], log,
+        [meson, "test", "--no-rebuild", "--timeout-multiplier", "4",
+         "--logbase", base, *words], log,
         cwd=folder, env=session.variables(), timeout=3600)
     found = from_meson(out)
     for file in out.parent.glob(f"{base}*"):

@@ -2,10 +2,12 @@
 """A tiny QEMU and a repository with a series for it, to test ./fork on."""
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -78,14 +80,30 @@ def snapshot(folder: Path) -> dict[str, str]:
 
 class Sandbox(unittest.TestCase):
     """Spaces and quotes in every path: they are to do no harm."""
+    template: Path | None = None  # made once, copied for each test
 
     def setUp(self) -> None:
-        holder = tempfile.TemporaryDirectory(prefix="fork test's ")
-        self.addCleanup(holder.cleanup)
         self.enterContext(contextlib.redirect_stdout(io.StringIO()))
-        self.tmp = Path(holder.name).resolve()
+        self.tmp = self.folder("fork test's ")
         self.root = self.tmp / "the repo"
-        self.qemu = self.checkout("qemu")
+        self.qemu = self.tmp / "qemu"
+        if not Sandbox.template:
+            self.make()
+            holder = Path(tempfile.mkdtemp(prefix="fork template "))
+            atexit.register(shutil.rmtree, holder)
+            Sandbox.template = holder / "it"
+            shutil.copytree(self.tmp, Sandbox.template)
+        else:
+            shutil.copytree(Sandbox.template, self.tmp, dirs_exist_ok=True)
+        self.repo = Repo(self.root)
+
+    def folder(self, prefix: str) -> Path:
+        holder = tempfile.TemporaryDirectory(prefix=prefix)
+        self.addCleanup(holder.cleanup)
+        return Path(holder.name).resolve()
+
+    def make(self) -> None:
+        self.checkout("qemu")
         put(self.root, {"base.toml": "[qemu]\nversion = \"10.2.2\"\n",
                         "patches/series": SERIES,
                         ".gitignore": "/build/\n", **NEW})
@@ -93,9 +111,8 @@ class Sandbox(unittest.TestCase):
         self.git(self.root, "init", "-q", "-b", "main")
         self.git(self.root, "add", "-A")
         self.git(self.root, "commit", "-q", "-m", "repo")
-        self.repo = Repo(self.root)
 
-    def checkout(self, name: str, **more: str) -> Path:
+    def checkout(self, name: str) -> Path:
         """A git checkout of the tiny QEMU."""
         path = self.tmp / name
         put(path, BASE)
@@ -114,11 +131,9 @@ class Sandbox(unittest.TestCase):
                 text = (path / file).read_text()
                 self.assertIn(old, text)
                 (path / file).write_text(text.replace(old, new))
-            hunks = self.git(path, "-c", "core.attributesFile=/dev/null",
-                             "diff", "--full-index", "-U1").encode()
-            # The tool writes hunk headers as for any text file.
+            hunks = self.git(path, "diff", "--full-index", "-U1")
             put(self.root, {f"patches/{name}.patch":
-                            f"{message}---\n{hunks.decode()}"})
+                            f"{message}---\n{hunks}"})
             self.git(path, "commit", "-qa", "--allow-empty", "-m", message)
 
     def git(self, path: Path, *args: str, check: bool = True) -> str:
