@@ -86,11 +86,13 @@ io() {
         echo "$size $(sha256sum </tmp/written | cut -d' ' -f1)"
 }
 
-# churn SERIAL: write to the disk in the background until that fails
+# churn SERIAL: write to the disk in the background until that fails.  Not by
+# the disk's name: once that is free, dd would make a plain file of it.
 churn() {
     dev=/dev/$(disk "$1")
-    while dd if=/tmp/written of=$dev bs=64k count=16 seek=128 oflag=direct
-    do :; done 2>/dev/null &
+    while dd if=/tmp/written of=/proc/self/fd/3 bs=64k count=16 seek=128 \
+        oflag=direct
+    do :; done 3<>$dev 2>/dev/null &
 }
 
 # queues SERIAL: the numbers of its virtqueues that have completed requests

@@ -13,8 +13,10 @@ import hashlib
 import json
 import logging
 import re
+import signal
 import time
-from typing import Any, Dict, List
+from types import FrameType
+from typing import Any, Dict, List, Optional
 
 from qemu_test import QemuSystemTest
 from qemu_test.linuxguest import (
@@ -25,8 +27,10 @@ Json = Dict[str, Any]
 Holders = Dict[str, List[Json]]
 
 IMAGE_SIZE = 16 * 1024 * 1024
-# How long the guest may take for what it does of its own accord
+# How long the guest may take for what it does of its own accord, and how
+# long one test may take, in seconds
 TIMEOUT = 30
+TEST_TIMEOUT = 180
 
 
 def holder(disk: str, *vqs: int) -> Json:
@@ -63,6 +67,21 @@ class IOThreadHolders(QemuSystemTest):
     DISK0_ONLY: Holders = {'io0': [DISK0_ON_IO0], 'io1': []}
 
     guest: GuestConsole
+
+    def setUp(self) -> None:
+        super().setUp()
+        # QMP has no timeout of its own: a main loop that hangs is a failure
+        signal.signal(signal.SIGALRM, self.out_of_time)
+        signal.alarm(TEST_TIMEOUT)
+
+    def tearDown(self) -> None:
+        signal.alarm(0)
+        super().tearDown()
+
+    def out_of_time(self, _number: int, _frame: Optional[FrameType]) -> None:
+        """End a test that takes too long, and the QEMU that it waits for."""
+        self.vm.kill()
+        self.fail(f'not done after {TEST_TIMEOUT} s')
 
     def image(self, disk: str) -> str:
         """Return the image file of the disk."""
