@@ -11,7 +11,7 @@ from typing import Iterator, NoReturn
 
 from . import check, deliver, tests
 from .build import Builder, Tree
-from .common import Fail, Repo, kill_all, lock
+from .common import Fail, Repo, kill_all, lock, speak_aside
 
 EPILOG = """All that is built or fetched goes to build/ and may be removed.
 A second run does only what is missing."""
@@ -114,6 +114,8 @@ def dispatch(repo: Repo, args: argparse.Namespace) -> int:
             return check.report(check.run(builder))
     if name == "test":
         return tests.run(builder, args.names)
+    if args.args:
+        speak_aside()
     if name == "exec":
         if args.native or not builder.env.settled():
             with lock(repo):

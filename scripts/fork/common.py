@@ -13,7 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterator, Mapping, Sequence
+from typing import Callable, Iterator, Mapping, Sequence, TextIO
 
 
 class Fail(Exception):
@@ -60,8 +60,21 @@ class Repo:
 
 # --- Output ---------------------------------------------------------------
 
+_aside = False
+
+
+def speak_aside() -> None:
+    """From now on to stderr: stdout belongs to the program that is run."""
+    global _aside
+    _aside = True
+
+
+def stream() -> TextIO:
+    return sys.stderr if _aside else sys.stdout
+
+
 def say(text: str) -> None:
-    print(text, flush=True)
+    print(text, file=stream(), flush=True)
 
 
 class Progress:
@@ -70,7 +83,7 @@ class Progress:
     def __init__(self, what: str) -> None:
         self.what = what
         self.start = time.monotonic()
-        self.tty = sys.stdout.isatty()
+        self.tty = stream().isatty()
         self.tenth = 0
         if self.tty:
             self._draw("...")
@@ -78,8 +91,8 @@ class Progress:
     def _draw(self, text: str) -> None:
         width = shutil.get_terminal_size().columns - 1
         line = f"{self.what} {text}"[:width]
-        sys.stdout.write(f"\r\x1b[K{line}")
-        sys.stdout.flush()
+        stream().write(f"\r\x1b[K{line}")
+        stream().flush()
 
     def step(self, done: int, total: int) -> None:
         if self.tty:
@@ -90,14 +103,14 @@ class Progress:
 
     def end(self, text: str = "done") -> None:
         if self.tty:
-            sys.stdout.write("\r\x1b[K")
+            stream().write("\r\x1b[K")
         say(f"{self.what} {text} ({time.monotonic() - self.start:.0f} s)")
 
     def drop(self) -> None:
         """Ends without a line of its own."""
         if self.tty:
-            sys.stdout.write("\r\x1b[K")
-            sys.stdout.flush()
+            stream().write("\r\x1b[K")
+            stream().flush()
 
 
 # --- Processes ------------------------------------------------------------
@@ -209,7 +222,7 @@ def capture(cmd: Sequence[str | Path], *, cwd: Path | None = None,
             words, cwd=cwd, env=env, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             errors="replace", timeout=timeout, check=False)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return subprocess.CompletedProcess(words, 127, "", "not found")
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(words, 124, "", "took too long")

@@ -175,6 +175,22 @@ class Results(unittest.TestCase):
 
 
 class Environment(Sandbox):
+    def test_a_tool_that_cannot_be_run(self) -> None:
+        """As one in a folder of PATH that only another user may enter."""
+        put(self.tmp, {"meson": "not a program\n"})
+        for tool in (self.tmp / "meson", self.tmp / "absent"):
+            self.assertEqual(common.capture([tool]).returncode, 127)
+
+    def test_stdout_is_that_of_the_program(self) -> None:
+        words = [sys.executable, "-c", "import sys; sys.path.insert(0, "
+                 "sys.argv[1]); from fork import common as c; "
+                 "c.speak_aside(); c.say('aside'); p = c.Progress('p:'); "
+                 "p.step(1, 2); p.end()", str(TOP / "scripts")]
+        done = subprocess.run(words, capture_output=True, text=True,
+                              timeout=60, check=True)
+        self.assertEqual(done.stdout, "")
+        self.assertIn("aside", done.stderr)
+
     def test_variables(self) -> None:
         with mock.patch.dict(os.environ, {
                 "SECRET": "x", "QEMU_X": "1", "ASAN_OPTIONS": "a",
