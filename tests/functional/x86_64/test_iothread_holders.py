@@ -66,6 +66,7 @@ class IOThreadHolders(QemuSystemTest):
                            'io1': [DISK1_ON_IO1]}
     DISK0_ONLY: Holders = {'io0': [DISK0_ON_IO0], 'io1': []}
 
+    maxDiff = None
     guest: GuestConsole
 
     def setUp(self) -> None:
