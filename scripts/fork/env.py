@@ -222,7 +222,7 @@ class Env:
         there.root = root
         log = self.repo.log / "packages.log"
         env = {"DEBIAN_FRONTEND": "noninteractive"}
-        out = "check the network; a second run goes on from here"
+        out = "check the network, then run the same again"
         there.step("environment: apt-get update",
                    ["sh", "-c", "dpkg --configure -a && "
                     "apt-get -q -o APT::Update::Error-Mode=any update"],
