@@ -64,7 +64,7 @@ static void print_holder(Monitor *mon, const IOThreadHolder *holder)
 
 void hmp_info_iothreads(Monitor *mon, const QDict *qdict)
 {
-    g_autoptr(IOThreadInfoList) list = qmp_query_iothreads(NULL);
+    g_autoptr(IOThreadInfoList) list = qmp_query_iothreads(false, false, NULL);
 
     for (IOThreadInfoList *node = list; node; node = node->next) {
         const IOThreadInfo *info = node->value;

@@ -8,31 +8,15 @@
  */
 
 #include "qemu/osdep.h"
-#include "libqtest.h"
+#include "iothread-holder-utils.h"
 #include "qapi/error.h"
-#include "qobject/qdict.h"
 #include "qobject/qjson.h"
 #include "qobject/qlist.h"
-#include "qobject/qnum.h"
-#include "qobject/qstring.h"
-
-#define STOCK_BINARY "QTEST_QEMU_STOCK_BINARY"
-
-#define MACHINE "-machine pc -nodefaults "
-#define TWO_IOTHREADS "-object iothread,id=io0 -object iothread,id=io1 "
 
 /* The two ways to map four virtqueues to two IOThreads */
 #define ROUND_ROBIN "[ { 'iothread': 'io0' }, { 'iothread': 'io1' } ]"
 #define EXPLICIT "[ { 'iothread': 'io0', 'vqs': [ 3, 0 ] }, " \
                  "{ 'iothread': 'io1', 'vqs': [ 1, 2 ] } ]"
-
-static void add_node(QTestState *s, const char *name)
-{
-    qtest_qmp_assert_success(s,
-        "{ 'execute': 'blockdev-add', 'arguments': {"
-        " 'driver': 'null-co', 'node-name': %s, 'read-zeroes': true } }",
-        name);
-}
 
 /* Start a QEMU with the IOThreads io0 and io1, and the block node n0 */
 static QTestState *start(void)
@@ -68,144 +52,10 @@ static void add_disk(QTestState *s, const char *id, const char *node,
     qobject_unref(rsp);
 }
 
-/* An error whose text contains @text */
-static void assert_error(QDict *rsp, const char *text)
-{
-    const char *desc;
-
-    g_assert_true(qdict_haskey(rsp, "error"));
-    desc = qdict_get_str(qdict_get_qdict(rsp, "error"), "desc");
-    if (!strstr(desc, text)) {
-        g_error("'%s' not in error '%s'", text, desc);
-    }
-    qobject_unref(rsp);
-}
-
 static void assert_disk_fails(QTestState *s, const char *options,
                               const char *error)
 {
     assert_error(device_add(s, "virtio-blk-pci", "bad", "n0", options), error);
-}
-
-static void assert_object_del_fails(QTestState *s, const char *id,
-                                    const char *error)
-{
-    assert_error(qtest_qmp(s, "{ 'execute': 'object-del',"
-                              " 'arguments': { 'id': %s } }", id), error);
-}
-
-static void object_del(QTestState *s, const char *id)
-{
-    qtest_qmp_assert_success(s, "{ 'execute': 'object-del',"
-                                " 'arguments': { 'id': %s } }", id);
-}
-
-static void object_add(QTestState *s, const char *id)
-{
-    qtest_qmp_assert_success(s,
-        "{ 'execute': 'object-add',"
-        " 'arguments': { 'qom-type': 'iothread', 'id': %s } }", id);
-}
-
-/* Nobody runs in the guest: a reset completes the pending unplug */
-static void complete_unplug(QTestState *s, const char *id)
-{
-    bool gone = false;
-
-    qtest_system_reset_nowait(s);
-    while (!gone) {
-        QDict *event = qtest_qmp_eventwait_ref(s, "DEVICE_DELETED");
-        QDict *data = qdict_get_qdict(event, "data");
-
-        gone = !g_strcmp0(qdict_get_try_str(data, "device"), id);
-        qobject_unref(event);
-    }
-}
-
-static void unplug(QTestState *s, const char *id)
-{
-    qtest_qmp_device_del_send(s, id);
-    complete_unplug(s, id);
-}
-
-/* What @rsp tells of @iothread; NULL when there is no such IOThread */
-static QDict *find_iothread(QDict *rsp, const char *iothread)
-{
-    QDict *found = NULL;
-    const QListEntry *entry;
-
-    QLIST_FOREACH_ENTRY(qdict_get_qlist(rsp, "return"), entry) {
-        QDict *info = qobject_to(QDict, qlist_entry_obj(entry));
-
-        if (!strcmp(qdict_get_str(info, "id"), iothread)) {
-            g_assert_null(found);
-            found = info;
-        }
-    }
-    return found;
-}
-
-static QList *find_holders(QDict *rsp, const char *iothread)
-{
-    QDict *info = find_iothread(rsp, iothread);
-
-    return info ? qdict_get_qlist(info, "holders") : NULL;
-}
-
-/* Where Linux shows the thread of @iothread, as long as it runs */
-static char *task_of(QTestState *s, const char *iothread)
-{
-    QDict *rsp = qtest_qmp(s, "{ 'execute': 'query-iothreads' }");
-    QDict *info = find_iothread(rsp, iothread);
-    char *task = g_strdup_printf("/proc/%d/task/%" PRId64, qtest_pid(s),
-                                 qdict_get_int(info, "thread-id"));
-
-    qobject_unref(rsp);
-    return task;
-}
-
-/*
- * The holders of @iothread as words "device:vqs", in their order; NULL when
- * there is no such IOThread.
- */
-static char *query_holders(QTestState *s, const char *iothread)
-{
-    QDict *rsp = qtest_qmp(s, "{ 'execute': 'query-iothreads' }");
-    QList *holders = find_holders(rsp, iothread);
-    GString *words = g_string_new("");
-    const QListEntry *entry, *vq;
-
-    if (!holders) {
-        qobject_unref(rsp);
-        return g_string_free(words, true);
-    }
-    QLIST_FOREACH_ENTRY(holders, entry) {
-        QDict *holder = qobject_to(QDict, qlist_entry_obj(entry));
-        const char *separator = ":";
-
-        g_assert_cmpstr(qdict_get_str(holder, "type"), ==, "qom-object");
-        g_string_append_printf(words, "%s%s", words->len ? " " : "",
-                               qdict_get_try_str(holder, "device") ?:
-                               qdict_get_str(holder, "qom-path"));
-        QLIST_FOREACH_ENTRY(qdict_get_qlist(holder, "vqs"), vq) {
-            QNum *num = qobject_to(QNum, qlist_entry_obj(vq));
-
-            g_string_append_printf(words, "%s%" PRId64, separator,
-                                   qnum_get_int(num));
-            separator = ",";
-        }
-    }
-    qobject_unref(rsp);
-    return g_string_free(words, false);
-}
-
-static void assert_holders(QTestState *s, const char *io0, const char *io1)
-{
-    g_autofree char *holders0 = query_holders(s, "io0");
-    g_autofree char *holders1 = query_holders(s, "io1");
-
-    g_assert_cmpstr(holders0, ==, io0);
-    g_assert_cmpstr(holders1, ==, io1);
 }
 
 /* Every member of the answer, and the same in HMP */

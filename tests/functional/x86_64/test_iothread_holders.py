@@ -28,8 +28,8 @@ Holders = Dict[str, List[Json]]
 
 IMAGE_SIZE = 16 * 1024 * 1024
 # How long the guest may take for what it does of its own accord, and how
-# long one test may take, in seconds.  QMP takes an int for "for ever".
-TIMEOUT = 30.0
+# long one test may take, in seconds
+TIMEOUT = 30
 TEST_TIMEOUT = 180
 
 
@@ -124,14 +124,19 @@ class IOThreadHolders(QemuSystemTest):
         self.vm.event_wait('DEVICE_DELETED', TIMEOUT,
                            match={'data': {'device': disk}})
 
-    def check_holders(self, expected: Holders) -> None:
-        """Compare with what QMP and HMP tell."""
+    def holders(self, kind: str) -> Holders:
+        """Return the holders of this type for each IOThread."""
         threads = self.vm.cmd('query-iothreads')
         for thread in threads:
             self.assertIn('holders', thread,
                           'this QEMU does not know who holds an IOThread')
-        self.assertEqual({thread['id']: thread['holders']
-                          for thread in threads}, expected)
+        return {thread['id']: [each for each in thread['holders']
+                               if each['type'] == kind]
+                for thread in threads}
+
+    def check_holders(self, expected: Holders) -> None:
+        """Compare with what QMP and HMP tell."""
+        self.assertEqual(self.holders('qom-object'), expected)
 
         text = self.vm.cmd('human-monitor-command',
                            command_line='info iothreads')
@@ -178,6 +183,11 @@ class IOThreadHolders(QemuSystemTest):
             self.assertEqual(self.guest.run(f'queues {disk}').split(),
                              [str(vq) for vq in range(CPUS)])
         self.check_holders(self.BOTH_DISKS)
+        # the guest's driver has taken the nodes to their first queue's thread
+        self.assertCountEqual(
+            self.holders('block-node')['io0'],
+            [{'type': 'block-node', 'node-name': disk}
+             for disk in ('disk0', 'disk1')])
 
         for disk in ('disk0', 'disk1'):
             self.guest.run(f'churn {disk}')

@@ -1,0 +1,208 @@
+/*
+ * Holders of IOThreads other than disks: balloon, colo-compare, monitors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "iothread-holder-utils.h"
+#include "qobject/qdict.h"
+
+/*
+ * Eject the balloon in slot 5 as a guest does through ACPI.  A reset would not
+ * do: the balloon leaves the list of what is being reset, which aborts.
+ */
+static void eject_balloon(QTestState *s)
+{
+    qtest_qmp_device_del_send(s, "b0");
+    qtest_outl(s, 0xae08, 1 << 5);
+    qtest_qmp_eventwait(s, "DEVICE_DELETED");
+}
+
+static void test_balloon(void)
+{
+    QTestState *s = qtest_init(MACHINE TWO_IOTHREADS);
+
+    /* an IOThread that is named but has nothing to do */
+    qtest_qmp_assert_success(s,
+        "{ 'execute': 'device_add', 'arguments': {"
+        " 'driver': 'virtio-balloon-pci', 'id': 'b0', 'iothread': 'io0',"
+        " 'addr': '5' } }");
+    assert_holders(s, "", "");
+    eject_balloon(s);
+
+    for (int round = 0; round < 3; round++) {
+        qtest_qmp_assert_success(s,
+            "{ 'execute': 'device_add', 'arguments': {"
+            " 'driver': 'virtio-balloon-pci', 'id': 'b0', 'iothread': 'io0',"
+            " 'free-page-hint': true, 'addr': '5' } }");
+        assert_holders(s, "b0", "");
+        assert_object_del_fails(s, "io0", "device 'b0'");
+        qtest_system_reset(s);
+        assert_holders(s, "b0", "");
+        eject_balloon(s);
+        assert_holders(s, "", "");
+    }
+
+    /* after the IOThread was taken, the transport refuses the device */
+    assert_error(qtest_qmp(s,
+        "{ 'execute': 'device_add', 'arguments': {"
+        " 'driver': 'virtio-balloon-pci', 'id': 'b0', 'iothread': 'io0',"
+        " 'free-page-hint': true, 'iommu_platform': true,"
+        " 'disable-legacy': 'off' } }"), "");
+    assert_holders(s, "", "");
+    object_del(s, "io0");
+    qtest_quit(s);
+}
+
+/* Three character devices that can be read in an IOThread: in0, in1, out */
+static void add_chardevs(QTestState *s, const char *dir)
+{
+    static const char *const ids[] = { "in0", "in1", "out" };
+
+    for (size_t i = 0; i < ARRAY_SIZE(ids); i++) {
+        g_autofree char *path = g_strdup_printf("%s/%s", dir, ids[i]);
+
+        qtest_qmp_assert_success(s,
+            "{ 'execute': 'chardev-add', 'arguments': { 'id': %s,"
+            " 'backend': { 'type': 'socket', 'data': {"
+            " 'addr': { 'type': 'unix', 'data': { 'path': %s } },"
+            " 'server': true, 'wait': false } } } }", ids[i], path);
+    }
+}
+
+static QDict *add_compare(QTestState *s, const char *in0, const char *in1,
+                          const char *out, const char *iothread)
+{
+    return qtest_qmp(s,
+        "{ 'execute': 'object-add', 'arguments': {"
+        " 'qom-type': 'colo-compare', 'id': 'compare0', 'primary_in': %s,"
+        " 'secondary_in': %s, 'outdev': %s, 'iothread': %s } }",
+        in0, in1, out, iothread);
+}
+
+static void test_colo(void)
+{
+    g_autofree char *dir = g_dir_make_tmp("iothread-holder-XXXXXX", NULL);
+    QTestState *s = qtest_init(MACHINE TWO_IOTHREADS);
+    QDict *rsp;
+
+    add_chardevs(s, dir);
+
+    /* completion fails at each step */
+    assert_error(add_compare(s, "none", "in1", "out", "io0"), "none");
+    assert_error(add_compare(s, "in0", "none", "out", "io0"), "none");
+    assert_error(add_compare(s, "in0", "in1", "none", "io0"), "none");
+    assert_error(add_compare(s, "in0", "in0", "out", "io0"), "same");
+    assert_error(add_compare(s, "in0", "in1", "in0", "io0"), "same");
+    assert_error(add_compare(s, "in0", "in1", "out", "io9"), "io9");
+    assert_error(qtest_qmp(s,
+        "{ 'execute': 'object-add', 'arguments': {"
+        " 'qom-type': 'colo-compare', 'id': 'compare0', 'primary_in': 'in0',"
+        " 'secondary_in': 'in1', 'outdev': 'out', 'iothread': 'io0',"
+        " 'notify_dev': 'none' } }"), "none");
+    assert_holders(s, "", "");
+
+    for (int round = 0; round < 3; round++) {
+        rsp = add_compare(s, "in0", "in1", "out", "io0");
+        g_assert_true(qdict_haskey(rsp, "return"));
+        qobject_unref(rsp);
+        assert_holders(s, "/objects/compare0", "");
+        assert_object_del_fails(s, "io0", "/objects/compare0");
+
+        /* a second one fails while the first is in use */
+        assert_error(qtest_qmp(s,
+            "{ 'execute': 'object-add', 'arguments': {"
+            " 'qom-type': 'colo-compare', 'id': 'compare1',"
+            " 'primary_in': 'in0', 'secondary_in': 'in1', 'outdev': 'out',"
+            " 'iothread': 'io1' } }"), "in0");
+        assert_holders(s, "/objects/compare0", "");
+
+        object_del(s, "compare0");
+        assert_holders(s, "", "");
+    }
+    object_del(s, "io0");
+    object_del(s, "io1");
+    qtest_quit(s);
+    rmdir(dir);
+}
+
+/* The same failure with a QEMU without this series takes it down */
+static void test_colo_stock(void)
+{
+    if (!getenv(STOCK_BINARY)) {
+        g_test_skip(STOCK_BINARY " is not set");
+        return;
+    }
+    if (g_test_subprocess()) {
+        QTestState *s = qtest_init_ext(STOCK_BINARY, MACHINE TWO_IOTHREADS,
+                                       NULL, true);
+
+        assert_error(add_compare(s, "none", "in1", "out", "io0"), "none");
+        qtest_quit(s);
+        return;
+    }
+    g_test_trap_subprocess(NULL, 0, 0);
+    g_test_trap_assert_failed();
+    g_test_trap_assert_stderr("*qemu_mutex*");
+}
+
+static void assert_monitors(QTestState *s, const char *expected)
+{
+    g_autofree char *holders = query_holders(s, "mon_iothread");
+
+    g_assert_cmpstr(holders, ==, expected);
+}
+
+/*
+ * Monitors on sockets are read in the internal IOThread, whether or not they
+ * negotiate out-of-band commands; HMP is not.
+ */
+static void test_monitors(void)
+{
+    g_autofree char *dir = g_dir_make_tmp("iothread-holder-XXXXXX", NULL);
+    g_autofree char *args = g_strdup_printf(
+        MACHINE TWO_IOTHREADS
+        "-chardev socket,id=m1,path=%s/m1,server=on,wait=off -mon m1,mode=control "
+        "-chardev socket,id=m2,path=%s/m2,server=on,wait=off -mon m2,mode=control "
+        "-chardev socket,id=h1,path=%s/h1,server=on,wait=off -mon h1 ",
+        dir, dir, dir);
+    QTestState *s = qtest_init(args);
+    QDict *rsp;
+
+    assert_monitors(s, "monitor/char0 monitor/m1 monitor/m2");
+
+    /* not in the list that clients count */
+    rsp = qtest_qmp(s, "{ 'execute': 'query-iothreads' }");
+    g_assert_null(find_holders(rsp, "mon_iothread"));
+    g_assert_nonnull(find_holders(rsp, "io0"));
+    qobject_unref(rsp);
+    rsp = qtest_qmp(s, "{ 'execute': 'query-iothreads',"
+                       " 'arguments': { 'internal': false } }");
+    g_assert_null(find_holders(rsp, "mon_iothread"));
+    qobject_unref(rsp);
+
+    /* nor can it be deleted */
+    assert_error(qtest_qmp(s, "{ 'execute': 'object-del',"
+                              " 'arguments': { 'id': 'mon_iothread' } }"),
+                 "not found");
+    qtest_quit(s);
+    rmdir(dir);
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+
+    if (!qtest_has_machine("pc") || !qtest_has_device("virtio-balloon-pci")) {
+        g_test_skip("no machine with virtio-balloon-pci");
+        return 0;
+    }
+
+    qtest_add_func("/iothread-holder-users/balloon", test_balloon);
+    qtest_add_func("/iothread-holder-users/colo", test_colo);
+    qtest_add_func("/iothread-holder-users/colo-stock", test_colo_stock);
+    qtest_add_func("/iothread-holder-users/monitors", test_monitors);
+
+    return g_test_run();
+}
