@@ -28,8 +28,8 @@ Holders = Dict[str, List[Json]]
 
 IMAGE_SIZE = 16 * 1024 * 1024
 # How long the guest may take for what it does of its own accord, and how
-# long one test may take, in seconds
-TIMEOUT = 30
+# long one test may take, in seconds.  QMP takes an int for "for ever".
+TIMEOUT = 30.0
 TEST_TIMEOUT = 180
 
 
