@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What ./fork build sets up; the compiler itself is not run here."""
+import unittest
+from unittest import mock
+
+from sandbox import CHANGES, Sandbox
+
+from fork.build import Builder, Tree
+from fork.common import Fail
+
+
+class Trees(unittest.TestCase):
+    def test_names(self) -> None:
+        def names(**options: bool) -> list[str]:
+            return [tree.name for tree in Tree.pick(**options)]
+        self.assertEqual(names(), ["patched"])
+        self.assertEqual(names(stock=True), ["stock"])
+        self.assertEqual(names(asan=True, tsan=True), ["asan", "tsan"])
+        self.assertEqual(names(stock=True, full=True), ["stock-full"])
+
+    def test_sanitizers_are_asked_for(self) -> None:
+        (tree,) = Tree.pick(asan=True)
+        self.assertIn("--enable-asan", tree.options)
+        self.assertFalse(tree.stock)
+
+
+class Each(Sandbox):
+    def each(self, fail_at: str = "") -> list[str]:
+        """The subjects of what is built, one after the other."""
+        builder = Builder(self.repo, str(self.qemu))
+        built: list[str] = []
+
+        def make(name, source, folder, options, targets) -> None:
+            subject = self.git(source, "log", "-1", "--format=%s").strip()
+            if subject == fail_at:
+                raise Fail("it does not compile")
+            built.append(subject)
+
+        with mock.patch.object(builder, "environment"), \
+                mock.patch("fork.build.need_space"), \
+                mock.patch.object(builder, "make", make), \
+                mock.patch.object(builder.env, "step") as step:
+            try:
+                builder.each()
+            except Fail as error:
+                self.assertIn("does not compile", str(error))
+        self.assertEqual(step.call_count, len(built))
+        return built
+
+    def test_every_change_in_order(self) -> None:
+        subjects = [message.split("\n")[0] for _, message, _ in CHANGES]
+        self.assertEqual(self.each(), subjects)
+        self.assertEqual(self.each(), subjects)
+
+    def test_stops_at_the_first_that_does_not_build(self) -> None:
+        self.assertEqual(self.each("iothread: record users"),
+                         ["build: take C++", "iothread: add a registry"])
+
+
+class Configure(Sandbox):
+    """A build folder is configured when its command line changes."""
+
+    def runs(self, builder: Builder, *options: str) -> bool:
+        with mock.patch.object(builder.env, "step") as step:
+            builder._configure("x", self.repo.stock, self.repo.build / "x",
+                               options)
+        return step.called
+
+    def test_only_what_is_missing(self) -> None:
+        builder = Builder(self.repo)
+        self.assertTrue(self.runs(builder, "--disable-xen"))
+        self.assertFalse(self.runs(builder, "--disable-xen"))
+        self.assertTrue(self.runs(builder, "--enable-xen"))
+        (self.repo.build / "x" / "fork-configure.json").unlink()
+        self.assertTrue(self.runs(builder, "--enable-xen"))
+
+
+if __name__ == "__main__":
+    unittest.main()
