@@ -262,14 +262,17 @@ class IOThreadHolders(QemuSystemTest):
             if during_io:
                 self.guest.run('churn disk1')
                 self.wait_writes('disk1')
-
-            # A stopped guest cannot answer
-            self.vm.cmd('stop')
-            self.vm.cmd('device_del', id='disk1')
-            self.check_held('io0', 'disk0', 'disk1')
-            self.check_held('io1', 'disk1')
-            self.check_holders(self.BOTH_DISKS)
-            self.vm.cmd('cont')
+                self.vm.cmd('device_del', id='disk1')
+            else:
+                # A stopped guest cannot answer.  Not during I/O: QEMU may
+                # lose the interrupt for a request that completes while it
+                # stops, and then the guest waits for that for ever.
+                self.vm.cmd('stop')
+                self.vm.cmd('device_del', id='disk1')
+                self.check_held('io0', 'disk0', 'disk1')
+                self.check_held('io1', 'disk1')
+                self.check_holders(self.BOTH_DISKS)
+                self.vm.cmd('cont')
             if patient:
                 self.guest.run('disk disk1')
                 self.check_held('io1', 'disk1')
