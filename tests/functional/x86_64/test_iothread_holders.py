@@ -72,14 +72,14 @@ class IOThreadHolders(QemuSystemTest):
     def setUp(self) -> None:
         super().setUp()
         # QMP has no timeout of its own: a main loop that hangs is a failure
-        signal.signal(signal.SIGALRM, self.out_of_time)
+        signal.signal(signal.SIGALRM, self._out_of_time)
         signal.alarm(TEST_TIMEOUT)
 
     def tearDown(self) -> None:
         signal.alarm(0)
         super().tearDown()
 
-    def out_of_time(self, _number: int, _frame: Optional[FrameType]) -> None:
+    def _out_of_time(self, _number: int, _frame: Optional[FrameType]) -> None:
         """End a test that takes too long, and the QEMU that it waits for."""
         self.vm.kill()
         self.fail(f'not done after {TEST_TIMEOUT} s')
