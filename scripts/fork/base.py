@@ -28,7 +28,7 @@ BRANCH = "base"
 
 
 class Base:
-    """The pin, and the commit in build/src/stock once it is there."""
+    """The pin, and the commit in build/stock/src once it is there."""
 
     def __init__(self, repo: Repo) -> None:
         self.repo = repo
@@ -38,7 +38,7 @@ class Base:
             self.version = str(self.pin["qemu"]["version"])
         except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
             raise Fail(f"{path} cannot be used: {error}") from None
-        self.record = repo.build / "src" / "base.json"
+        self.record = repo.build / "base.json"
 
     def recorded(self) -> dict[str, Any]:
         if not self.record.exists() or not self.repo.stock.exists():
@@ -58,7 +58,7 @@ class Base:
 
     def ready(self, source: str | None = None,
               archive: str | None = None) -> str:
-        """Sets up build/src/stock where it is missing."""
+        """Sets up build/stock/src where it is missing."""
         old = self.recorded()
         if source:
             source = str(Path(source).resolve())
@@ -66,13 +66,14 @@ class Base:
                     old["version"] == self.version):
             if source and source != old["source"]:
                 raise Fail(
-                    f"build/src was made from {old['source']}; remove "
-                    f"build/src to take {source} instead")
+                    f"build/stock was made from {old['source']}; remove "
+                    "build/stock and build/patched to take "
+                    f"{source} instead")
             return old["commit"]
         need_space(self.repo.root, 1.5, "QEMU's source")
         if not old:
             remove(self.repo.stock)
-        folder = self.repo.build / "src" / "tree.partial"
+        folder = self.repo.build / "tree.partial"
         remove(folder)
         folder.mkdir(parents=True)
         try:

@@ -22,13 +22,13 @@ CONFIGURE = """
 --enable-opengl --enable-virglrenderer --enable-sdl --enable-linux-aio
 --enable-linux-io-uring --enable-slirp --enable-fuse --enable-cap-ng
 --enable-seccomp --enable-zstd --enable-fdt=system --enable-vhost-user
---enable-multiprocess
+--enable-multiprocess --enable-vfio-user-server
 """.split()
 COMPILERS = ["--cc=ccache gcc", "--cxx=ccache g++"]
 
 FIRMWARE = ("/usr/share/seabios", "/usr/share/qemu", "/usr/lib/ipxe/qemu")
 TESTS = "meson-test-prereq"  # meson's name for all that tests need
-FULL = ("--enable-xen", "--enable-vfio-user-server")
+FULL = ("--enable-xen",)
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,18 @@ class Builder:
         self.base.ready(self.source, self.archive)
 
     def folder(self, tree: Tree) -> Path:
-        return self.repo.build / tree.name
+        """Beside the source, under the same relative path for all trees:
+        what stock and patched have in common is compiled once."""
+        source = self.repo.stock if tree.stock else self.repo.work
+        kind = tree.name.removeprefix("stock-")
+        return source.parent / ("build" if kind in ("stock", "patched")
+                                else kind)
 
     def build(self, tree: Tree, targets: tuple[str, ...] = ("all", TESTS)
               ) -> None:
         if not self.folder(tree).exists():
             need_space(self.repo.root, 8 if not self.env.root.exists() else
-                       4, f"build/{tree.name}")
+                       4, f"building {tree.name}")
         self.environment()
         self.sources()
         if not tree.stock:

@@ -16,7 +16,7 @@ from .series import (Outcome, Series, commits, from_commit, tip)
 # All that is tracked here belongs to QEMU: a change has to name it.
 IN_TREE = re.compile(r"[^/]+\.(cc|c|h)$|(block|hw|monitor|net|qapi|include|"
                      r"tests/unit|tests/qtest|tests/functional|tests/bench|"
-                     r"docs/devel)/")
+                     r"tests/qemu-iotests|docs/devel|stubs)/")
 CODE = re.compile(r"\.(c|h|cc|py)$")
 NO_SPDX = re.compile(r"\.(out|txt|bin|gitignore)$|/?LICENSE$")
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/|\"(?:\\.|[^\"\\\n])*\"|"

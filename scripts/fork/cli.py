@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--topic", metavar="NAME", help="only this "
                              "topic, and those that it comes after")
     refresh = add("refresh", "write the commits of the work tree "
-                  "build/src/patched back into patches/", False)
+                  "build/patched/src back into patches/", False)
     refresh.add_argument("--topic", metavar="NAME",
                          help="the topic of new commits, if it is not that "
                          "of the commit before")

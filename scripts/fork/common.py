@@ -38,12 +38,12 @@ class Repo:
 
     @property
     def stock(self) -> Path:
-        return self.build / "src" / "stock"
+        return self.build / "stock" / "src"
 
     @property
     def work(self) -> Path:
         """The work tree: the base with the series on it."""
-        return self.build / "src" / "patched"
+        return self.build / "patched" / "src"
 
     @property
     def patches(self) -> Path:
@@ -304,7 +304,7 @@ def lock(repo: Repo) -> Iterator[None]:
         except BlockingIOError:
             say("another ./fork is at work here; waiting for it to end")
             fcntl.flock(handle, fcntl.LOCK_EX)
-        for folder in (repo.build, repo.build / "src",
+        for folder in (repo.build, repo.stock.parent, repo.work.parent,
                        repo.build / "cache"):
             for partial in folder.glob("*.partial"):
                 remove(partial)

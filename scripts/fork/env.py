@@ -58,6 +58,9 @@ class Env:
             "HOME": os.environ.get("HOME", "/") if self.native else "/root",
             "LANG": "C.UTF-8",
             "CCACHE_DIR": str(self.repo.build / "ccache"),
+            # One entry for the same code in stock and patched.
+            "CCACHE_BASEDIR": str(self.repo.build),
+            "CCACHE_NOHASHDIR": "1",
             "QEMU_TEST_LINUX_ROOT": str(self.repo.guest)}
         return found | dict(extra or {})
 

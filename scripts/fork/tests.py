@@ -16,10 +16,9 @@ from .build import Builder, Tree
 from .common import Fail, lock, run_logged, say, tail
 
 QTESTS = ("qos-test", "qmp-test", "qmp-cmd-test", "device-introspect-test",
-          "test-hmp", "drive_del-test", "device-plug-test",
-          "iothread-holder-test")
-OWN_QTEST = "tests/qtest/iothread-holder-test"
-FUNCTIONAL = "tests/functional/x86_64/test_iothread_holders.py"
+          "test-hmp", "drive_del-test", "device-plug-test")
+OWN_QTESTS = ("iothread-holder-test", "iothread-holder-users-test")
+MODEL = "tests/stress/iothread-holders.py"
 SANITIZERS = ("", "address,undefined", "thread")
 
 
@@ -47,7 +46,8 @@ class Session:
                     self.builder.build(
                         Tree.pick(asan=True)[0],
                         ("qemu-system-x86_64",
-                         "storage-daemon/qemu-storage-daemon", OWN_QTEST))
+                         "storage-daemon/qemu-storage-daemon",
+                         *(f"tests/qtest/{name}" for name in OWN_QTESTS)))
                 else:
                     self.builder.build(Tree(name, name == "stock"))
                 self.made.add(name)
@@ -57,7 +57,7 @@ class Session:
             self.builder.environment()
 
     def folder(self, name: str) -> Path:
-        return self.builder.repo.build / name
+        return self.builder.folder(Tree(name, name == "stock"))
 
     def variables(self) -> dict[str, str]:
         stock = str(self.folder("stock") / "qemu-system-x86_64")
@@ -234,7 +234,7 @@ def suite_unit(session: Session) -> list[Result]:
 
 def suite_qtest(session: Session) -> list[Result]:
     session.build("patched", "stock")
-    wanted = [session.only] if session.only else list(QTESTS)
+    wanted = [session.only] if session.only else [*QTESTS, *OWN_QTESTS]
     folder = session.folder("patched")
     known = session.builder.env.capture(
         ["pyvenv/bin/meson", "test", "--list"], cwd=folder).stdout
@@ -253,38 +253,94 @@ def suite_qtest(session: Session) -> list[Result]:
                       lambda name: f"qtest-x86_64/{name}")
 
 
+def own(session: Session, folder: str) -> list[Path]:
+    """Our tests in a folder of the repository, or the one that is wanted."""
+    files = sorted(session.builder.repo.root.joinpath(folder).iterdir())
+    return [file for file in files if not session.only
+            or session.only in (file.name, file.stem)]
+
+
 def suite_functional(session: Session) -> list[Result]:
     session.build("patched", "stock")
     with lock(session.builder.repo):
         session.builder.env.guest()
     source = session.builder.repo.work
-    return tap_program(session, "functional", "patched", [
-        "python3", str(source / FUNCTIONAL)], {
-            "PYTHONPATH": f"{source}/python:{source}/tests/functional",
-            "PYTHONDONTWRITEBYTECODE": "1"})
+    found = []
+    for file in own(session, "tests/functional/x86_64"):
+        found += tap_program(
+            session, file.stem, "patched",
+            source / "tests/functional/x86_64" / file.name, {
+                "PYTHONPATH": f"{source}/python:{source}/tests/functional",
+                "PYTHONDONTWRITEBYTECODE": "1"})
+    return found
+
+
+def suite_iotest(session: Session) -> list[Result]:
+    session.build("patched")
+    folder = session.folder("patched") / "tests/qemu-iotests"
+    found = []
+    for file in own(session, "tests/qemu-iotests/tests"):
+        if file.suffix:
+            continue
+        log = session.builder.repo.log / f"test-iotest-{file.name}.log"
+        code = session.builder.env.logged(
+            ["./check", "-qcow2", file.name], log, cwd=folder, timeout=600)
+        found.append(Result(file.name, "failed" if code else "passed",
+                            f"{tail(log, 1)} ({log})" if code else ""))
+    return found
+
+
+def suite_model(session: Session) -> list[Result]:
+    """A short run of the random model, for both programs."""
+    session.build("patched")
+    return model(session, "patched", 1000)
 
 
 def suite_asan(session: Session) -> list[Result]:
     session.build("asan", "stock")
     folder = session.folder("asan")
-    return tap_program(session, "asan", "asan", [
-        str(folder / OWN_QTEST), "--tap", "-k"], {
-            "QTEST_QEMU_BINARY": str(folder / "qemu-system-x86_64"),
-            "QTEST_QEMU_STORAGE_DAEMON_BINARY":
-                str(folder / "storage-daemon/qemu-storage-daemon"),
-            "ASAN_OPTIONS": os.environ.get("ASAN_OPTIONS",
-                                           "detect_leaks=1")})
+    found = []
+    env = {"QTEST_QEMU_BINARY": str(folder / "qemu-system-x86_64"), **ASAN}
+    for name in OWN_QTESTS:
+        found += tap_program(session, f"asan-{name}", "asan",
+                             folder / "tests/qtest" / name, env, "--tap", "-k")
+    return found + model(session, "asan", 300)
 
 
-def tap_program(session: Session, suite: str, tree: str, cmd: list[str],
-                env: dict[str, str]) -> list[Result]:
-    """One program that writes TAP, in a build folder."""
-    if not Path(cmd[-1] if suite == "functional" else cmd[0]).exists():
-        return [Result(suite, "failed", f"there is no {cmd[-1]}")]
+ASAN = {"ASAN_OPTIONS": os.environ.get("ASAN_OPTIONS", "detect_leaks=1"),
+        "UBSAN_OPTIONS": os.environ.get("UBSAN_OPTIONS", "halt_on_error=1")}
+
+
+def model(session: Session, tree: str, steps: int) -> list[Result]:
     folder = session.folder(tree)
-    log = session.builder.repo.log / f"test-{suite}.log"
+    found = []
+    for name, words in (
+            ("qemu-system-x86_64", [folder / "qemu-system-x86_64"]),
+            ("qemu-storage-daemon", [
+                folder / "storage-daemon/qemu-storage-daemon", "--daemon"])):
+        if session.only and session.only != name:
+            continue
+        log = session.builder.repo.log / f"test-model-{tree}-{name}.log"
+        code = session.builder.env.logged(
+            ["python3", session.builder.repo.root / MODEL, "--output",
+             log.with_suffix(".json"), "--steps", str(steps), "--binary",
+             *words], log, timeout=1800, env=ASAN)
+        found.append(Result(name, "failed" if code else "passed",
+                            f"{tail(log, 1)} ({log})" if code else ""))
+    return found
+
+
+def tap_program(session: Session, name: str, tree: str, program: Path,
+                env: dict[str, str], *words: str) -> list[Result]:
+    """One program that writes TAP, in a build folder."""
+    if not program.exists():
+        return [Result(name, "failed", f"there is no {program}")]
+    folder = session.folder(tree)
+    log = session.builder.repo.log / f"test-{name}.log"
     code = session.builder.env.logged(
-        cmd, log, cwd=folder, timeout=1800, env=session.variables() | {
+        ["python3", program] if program.suffix == ".py" else
+        [program, *words], log, cwd=folder, timeout=1800,
+        env=session.variables() | {
             "QEMU_TEST_QEMU_BINARY": str(folder / "qemu-system-x86_64"),
             "QEMU_TEST_QEMU_IMG": str(folder / "qemu-img"),
             "QEMU_BUILD_ROOT": str(folder),
@@ -299,7 +355,8 @@ def tap_program(session: Session, suite: str, tree: str, cmd: list[str],
 SUITES: dict[str, Callable[[Session], list[Result]]] = {
     "fork": suite_fork, "units": suite_units, "check": suite_check,
     "unit": suite_unit, "qtest": suite_qtest,
-    "functional": suite_functional, "asan": suite_asan}
+    "iotest": suite_iotest, "functional": suite_functional,
+    "model": suite_model, "asan": suite_asan}
 
 
 # --- All of it ------------------------------------------------------------

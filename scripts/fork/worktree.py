@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The work tree build/src/patched: the series as commits, to edit there."""
+"""The work tree build/patched/src: the series as commits, to edit there."""
 from __future__ import annotations
 
 import json
@@ -18,7 +18,7 @@ class WorkTree:
         self.base = base
         self.path = repo.work
         self.git = Git(repo.work)
-        self.state_file = repo.build / "src" / "work.json"
+        self.state_file = repo.build / "work.json"
 
     def state(self) -> dict[str, str]:
         """What the command last put there."""

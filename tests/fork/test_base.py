@@ -44,7 +44,7 @@ class FromSource(Sandbox):
         one = Base(self.repo).ready(str(self.qemu))
         self.assertEqual(Base(self.repo).ready(), one)
         self.assertEqual(Base(self.repo).ready(str(self.qemu)), one)
-        with self.assertRaisesRegex(Fail, "remove build/src"):
+        with self.assertRaisesRegex(Fail, "remove build/stock"):
             Base(self.repo).ready(str(self.root))
 
     def test_wrong_version(self) -> None:
@@ -93,8 +93,8 @@ class FromSource(Sandbox):
 
     def test_killed_while_importing(self) -> None:
         """Nobody cleaned up: the next run clears what was left."""
-        put(self.repo.build / "src" / "stock.partial", {"VERSION": "x"})
-        put(self.repo.build / "src" / "tree.partial", {"junk": "x"})
+        put(self.repo.build / "stock" / "src.partial", {"VERSION": "x"})
+        put(self.repo.build / "tree.partial", {"junk": "x"})
         with common.lock(self.repo):
             Base(self.repo).ready(str(self.qemu))
         self.assertFalse((self.repo.stock / "junk").exists())

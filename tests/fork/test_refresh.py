@@ -185,10 +185,10 @@ class Follow(Sandbox):
 
     def test_not_recorded(self) -> None:
         """Killed between the work tree and its record."""
-        (self.repo.build / "src" / "work.json").unlink()
+        (self.repo.build / "work.json").unlink()
         self.made.work.ready()
         self.edit(self.work / "meson.build", "srcs", "sources")
-        (self.repo.build / "src" / "work.json").unlink()
+        (self.repo.build / "work.json").unlink()
         with self.assertRaisesRegex(Exception, "move it away"):
             self.made.work.ready()
 

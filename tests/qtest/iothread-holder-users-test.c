@@ -163,9 +163,10 @@ static void test_monitors(void)
     g_autofree char *dir = g_dir_make_tmp("iothread-holder-XXXXXX", NULL);
     g_autofree char *args = g_strdup_printf(
         MACHINE TWO_IOTHREADS
-        "-chardev socket,id=m1,path=%s/m1,server=on,wait=off -mon m1,mode=control "
-        "-chardev socket,id=m2,path=%s/m2,server=on,wait=off -mon m2,mode=control "
-        "-chardev socket,id=h1,path=%s/h1,server=on,wait=off -mon h1 ",
+        "-chardev socket,id=m1,path=%s/m1,server=on,wait=off "
+        "-chardev socket,id=m2,path=%s/m2,server=on,wait=off "
+        "-chardev socket,id=h1,path=%s/h1,server=on,wait=off "
+        "-mon m1,mode=control -mon m2,mode=control -mon h1 ",
         dir, dir, dir);
     QTestState *s = qtest_init(args);
     QDict *rsp;
