@@ -30,9 +30,10 @@ static void print_qom_object(Monitor *mon, const IOThreadHolderQomObject *obj)
     }
     if (obj->has_vqs) {
         const char *separator = "";
+        uint16List *vq;
 
         monitor_printf(mon, " vqs=");
-        for (uint16List *vq = obj->vqs; vq; vq = vq->next) {
+        for (vq = obj->vqs; vq; vq = vq->next) {
             monitor_printf(mon, "%s%u", separator, vq->value);
             separator = ",";
         }
