@@ -53,8 +53,11 @@ class Commands(Sandbox):
 
 # Does what ./fork does, with a set-up step that takes for ever.
 ENDLESS = """
+import signal
 import sys
 import tempfile
+# a shell's background job is deaf to Ctrl-C, and so are its children
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, sys.argv[1])
 from fork import cli, common
 from pathlib import Path
