@@ -45,7 +45,12 @@ done
 
 # disk SERIAL: wait for the disk with that serial number, print its name
 disk() {
+    end=$(($(date +%s) + 20))
     until name=$(grep -lx "$1" /sys/block/*/serial 2>/dev/null); do
+        if [ $(date +%s) -gt $end ]; then
+            echo "no disk $1 within 20 s" >&2
+            return 1
+        fi
         usleep 20000
     done
     name=${name#/sys/block/}
@@ -76,7 +81,7 @@ copy() {
 # virtqueue, past the page cache; read it back the same way, and compare.
 # Prints the number of bytes and their SHA-256.
 io() {
-    dev=/dev/$(disk "$1")
+    dev=/dev/$(disk "$1") || return 1
     size=$(($(nproc) * 1048576))
     rm -f /tmp/read
     head -c $size /dev/urandom >/tmp/written &&
@@ -89,7 +94,7 @@ io() {
 # churn SERIAL: write to the disk in the background until that fails.  Not by
 # the disk's name: once that is free, dd would make a plain file of it.
 churn() {
-    dev=/dev/$(disk "$1")
+    dev=/dev/$(disk "$1") || return 1
     while dd if=/tmp/written of=/proc/self/fd/3 bs=64k count=16 seek=128 \
         oflag=direct
     do :; done 3<>$dev 2>/dev/null &
