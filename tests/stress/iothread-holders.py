@@ -30,8 +30,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-TIMEOUT = 60            # seconds until an answer that does not come is a hang
-DISK_SIZE = 1 << 20
+timeout = 30            # seconds until an answer that does not come is a hang
+DISK_SIZE = 1 << 24
 SESSION = 2000          # steps between two restarts
 SANITIZER = re.compile('ERROR: AddressSanitizer|LeakSanitizer|runtime error')
 
@@ -78,7 +78,7 @@ class Qemu:
         self.stderr_path = os.path.join(directory, 'stderr')
         # not stdio: HMP's qemu-io prints to the process' own stdout
         self.qmp, theirs = socket.socketpair()
-        self.qmp.settimeout(TIMEOUT)
+        self.qmp.settimeout(timeout)
         args = [binary, '--chardev', f'socket,id=qmp,fd={theirs.fileno()}']
         if daemon:
             args += ['--monitor', 'chardev=qmp']
@@ -96,7 +96,7 @@ class Qemu:
         self.execute('qmp_capabilities')
         if not daemon:
             self.qtest = socket.socket(socket.AF_UNIX)
-            self.qtest.settimeout(TIMEOUT)
+            self.qtest.settimeout(timeout)
             self.qtest.connect(f'{directory}/qtest')
 
     def stderr(self) -> str:
@@ -104,7 +104,10 @@ class Qemu:
             return file.read()
 
     def died(self) -> Failure:
-        self.process.wait(TIMEOUT)
+        try:
+            self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return Failure('hang', 'the monitor is closed, but no exit')
         text = self.stderr()
         assertion = re.search('Assertion.*', text)
         return Failure(f'died ({assertion[0]})' if assertion else 'died',
@@ -114,6 +117,8 @@ class Qemu:
         while b'\n' not in self.buffer:
             try:
                 data = self.qmp.recv(1 << 16)
+            except TimeoutError:
+                raise Failure('hang', f'no answer in {timeout} s') from None
             except ConnectionError:
                 data = b''
             if not data:
@@ -155,7 +160,10 @@ class Qemu:
         self.qtest.sendall(command.encode() + b'\n')
         answer = b''
         while not answer.endswith(b'\n'):
-            data = self.qtest.recv(4096)
+            try:
+                data = self.qtest.recv(4096)
+            except TimeoutError:
+                raise Failure('hang', f'no answer to {command}') from None
             if not data:
                 raise self.died()
             answer += data
@@ -165,7 +173,7 @@ class Qemu:
     def quit(self) -> None:
         try:
             self.execute('quit')
-            self.process.wait(TIMEOUT)
+            self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             raise Failure('hang', 'does not quit') from None
         text = self.stderr()
@@ -181,19 +189,17 @@ class Qemu:
 
 
 class Client:
-    """A client of an export, which may read from it if that is NBD."""
+    """A client of an NBD export."""
 
-    def __init__(self, path: str, name: str | None) -> None:
-        self.name = name
+    def __init__(self, path: str, name: str) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(TIMEOUT)
+        self.socket.settimeout(timeout)
         try:
             self.socket.connect(path)
-            if name is not None:
-                self.receive(18)
-                self.socket.sendall(struct.pack('>L8sLL', 3, b'IHAVEOPT', 1,
-                                                len(name)) + name.encode())
-                self.receive(10)
+            self.receive(18)
+            self.socket.sendall(struct.pack('>L8sLL', 3, b'IHAVEOPT', 1,
+                                            len(name)) + name.encode())
+            self.receive(10)
         except OSError:
             self.socket.close()
             raise
@@ -201,20 +207,34 @@ class Client:
     def receive(self, size: int) -> bytes:
         data = b''
         while len(data) < size:
-            more = self.socket.recv(size - len(data))
+            try:
+                more = self.socket.recv(size - len(data))
+            except TimeoutError:
+                raise Failure('hang', 'NBD: no answer') from None
             if not more:
                 raise ConnectionError
             data += more
         return data
 
     def pread(self) -> None:
-        if self.name is not None:
-            self.socket.sendall(struct.pack('>LHHQQL', 0x25609513, 0, 0, 1, 0,
-                                            4096))
-            magic, error = struct.unpack('>LL8x', self.receive(16))
-            require(magic == 0x67446698 and error == 0, 'I/O',
-                    f'NBD: reply {magic:#x}, error {error}')
-            self.receive(4096)
+        self.socket.sendall(struct.pack('>LHHQQL', 0x25609513, 0, 0, 1, 0,
+                                        4096))
+        magic, error = struct.unpack('>LL8x', self.receive(16))
+        require(magic == 0x67446698 and error == 0, 'I/O',
+                f'NBD: reply {magic:#x}, error {error}')
+        self.receive(4096)
+
+    def disconnect(self) -> None:
+        # Not just close(): then the NBD server may assert when the export
+        # moves to another thread before it has noticed
+        self.socket.sendall(struct.pack('>LHHQQL', 0x25609513, 0, 2, 1, 0, 0))
+        try:
+            self.socket.recv(1)
+        except TimeoutError:
+            raise Failure('hang', 'NBD: does not disconnect') from None
+        except ConnectionError:
+            pass
+        self.socket.close()
 
 
 Key = tuple[Any, ...]
@@ -327,15 +347,13 @@ def expand(value: Any, directory: str) -> Any:
 
 def write_qcow2(path: str) -> None:
     """An empty image: header, refcount table and block, L1 table."""
-    cluster = 512
-    header = struct.pack('>4sLQLLQLLQQLLQ', b'QFI\xfb', 2, 0, 0, 9, DISK_SIZE,
-                         0, DISK_SIZE // (cluster // 8 * cluster), 3 * cluster,
-                         cluster, 1, 0, 0)
+    bits = 16
+    header = struct.pack('>4sLQLLQLLQQLLQ', b'QFI\xfb', 2, 0, 0, bits,
+                         DISK_SIZE, 0, 1, 3 << bits, 1 << bits, 1, 0, 0)
     with open(path, 'wb') as file:
-        file.write(header.ljust(cluster, b'\0'))
-        file.write(struct.pack('>Q', 2 * cluster).ljust(cluster, b'\0'))
-        file.write(struct.pack('>4H', 1, 1, 1, 1).ljust(cluster, b'\0'))
-        file.write(bytes(cluster))
+        for cluster in (header, struct.pack('>Q', 2 << bits),
+                        struct.pack('>4H', 1, 1, 1, 1), b''):
+            file.write(cluster.ljust(1 << bits, b'\0'))
 
 
 class Session:
@@ -349,6 +367,7 @@ class Session:
         self.compares: dict[str, str] = {}
         self.fixed: set[str] = set()            # exports that pin their node
         self.types: dict[str, str] = {}         # of exports
+        self.writable: set[str] = set()
         self.clients: dict[str, Client] = {}
         self.slow: set[str] = set()             # jobs that go on forever
         self.ending: set[str] = set()
@@ -450,7 +469,7 @@ class Session:
     def touched(self, args: Any, view: View) -> set[str]:
         """The nodes that a step names, also by a device, export or job."""
         nodes = set()
-        for name in strings(args):
+        for name in ' '.join(strings(args)).split():
             if name in view.group:
                 nodes.add(name)
             elif name in view.exports:
@@ -467,6 +486,16 @@ class Session:
     def run(self, step: Step) -> bool:
         """Do @step and check what came of it; false if QEMU refused it."""
         command, args = step
+        if self.known_crash(command, args):
+            if command != 'quit':
+                return False
+            self.tear_down()
+        if command == 'tear-down':
+            self.tear_down()
+            return True
+        if command == 'quit':
+            self.qemu.quit()
+            return True
         self.qemu.events.clear()
         self.exact, self.targets = {}, set()
         before = self.view
@@ -476,15 +505,10 @@ class Session:
             moved = set(before.group)
         error = ''
         try:
-            if self.known_crash(command, args):
-                raise Refused('left out')
             self.perform(command, args)
         except Refused as refused:
             error = str(refused)
-        except TimeoutError:
-            raise Failure('hang', f'no answer in {TIMEOUT} s') from None
-        self.settle()
-        view = self.look()
+        view = self.settled_view()
         if view.graph != before.graph:
             # a job or a snapshot may have put another node under a device
             for name, device in self.devices.items():
@@ -497,6 +521,12 @@ class Session:
         if method:
             method(args, error, before, view)
         moved |= self.touched(args, view)
+        for job in set(before.jobs) - set(view.jobs):
+            for node in before.jobs[job] & set(view.group):
+                moved |= view.group[node]
+                self.targets.add(None)
+                for member in view.group[node]:
+                    self.exact.pop(member, None)
         moved |= {node for node, group in view.group.items()
                   if before.group.get(node) != group}
         self.check_invariants(view)
@@ -514,9 +544,40 @@ class Session:
             # bdrv_insert_node() asserts that the node stays where it is, but
             # attaching the new node moves it
             node = args['device']
-            return view.ctx.get(node) is not None and \
-                not self.pinned(view, view.group[node])
+            if view.ctx.get(node) is not None and \
+                    not self.pinned(view, view.group[node]):
+                return True
+        if command == 'block-stream':
+            # leaks a BlockBackend where other writers make it fail late
+            group = view.group.get(args['device'], frozenset())
+            return view.busy(group) or self.pinned(view, group) or \
+                any(view.exports[name] in group for name in self.writable)
+        if command == 'device_add' and args['driver'] == 'virtio-scsi-pci':
+            # freed, but still told when the VM stops
+            mapping = args.get('iothread-vq-mapping')
+            return args.get('ioeventfd') is False or mapping is not None and (
+                'iothread' in args or
+                not self.valid(mapping, args['num_queues']))
+        if command in ('nbd-server-stop', 'quit'):
+            # qcow2 polls when it is detached from an IOThread, under the
+            # graph lock, which the deletion of the next export takes as well
+            return len(view.exports) > 1 and any(
+                view.ctx.get(node) is not None for node in OVERLAYS)
+        if command == 'system_reset':
+            # a balloon leaves the list of what is reset while that is walked
+            return any(device.pending and
+                       device.driver == 'virtio-balloon-pci'
+                       for device in self.devices.values())
         return False
+
+    def valid(self, mapping: list[dict[str, Any]], queues: int) -> bool:
+        names = [item['iothread'] for item in mapping]
+        vqs = [n for item in mapping for n in item.get('vqs', [])]
+        return len(set(names)) == len(names) and \
+            self.poll_threads(self.view) >= set(map(os.path.basename, names)
+                                                ) and \
+            len({bool(item.get('vqs')) for item in mapping}) == 1 and \
+            (not vqs or sorted(vqs) == list(range(queues)))
 
     def perform(self, command: str, args: dict[str, Any]) -> None:
         if hasattr(self, 'do_' + command.replace('-', '_')):
@@ -528,9 +589,22 @@ class Session:
         self.result = self.qemu.execute(command,
                                         **expand(args, self.temp.name))
 
+    def settled_view(self) -> View:
+        """What QEMU shows when all is done that the step began."""
+        deadline = time.monotonic() + timeout
+        while True:
+            number = len(self.qemu.events)
+            require(time.monotonic() < deadline, 'hang',
+                    f'jobs never settle: {self.qemu.events[-9:]}')
+            self.settle()
+            view = self.look()
+            # a job that drains have woken may end by itself
+            if not any(event['event'] == 'JOB_STATUS_CHANGE'
+                       for event in self.qemu.events[number:]):
+                return view
+
     def settle(self) -> None:
-        """Wait until all is done that the step began."""
-        deadline = time.monotonic() + TIMEOUT
+        deadline = time.monotonic() + timeout
         if any(e['event'] == 'JOB_STATUS_CHANGE' for e in self.qemu.events):
             while True:
                 jobs = self.qemu.execute('query-jobs')
@@ -685,7 +759,11 @@ class Session:
             else:
                 if device.driver == 'virtio-blk-pci':
                     device.node = self.get(name, 'drive')
-                    self.expect(device.node, before.ctx[device.node])
+                    # the property 'drive' attaches it in the main loop
+                    if view.busy(view.group[device.node]):
+                        self.targets.add(None)
+                    else:
+                        self.expect(device.node, None)
                 else:
                     queues = 'num_queues'
                 device.holds = self.mapping(thread, self.get(name, queues),
@@ -739,11 +817,34 @@ class Session:
         for name in self.unplugged():
             self.qemu.wait_event('DEVICE_DELETED', name)
 
-    def unplugged(self) -> list[str]:
+    def unplugged(self, only: str | None = None) -> list[str]:
         """What a reset removes: an HBA takes its disks with it."""
-        return [name for name, device in self.devices.items()
-                if device.pending or
-                (device.bus and self.devices[device.bus].pending)]
+        gone = [name for name, device in self.devices.items()
+                if device.pending and only in (None, name)]
+        return gone + [name for name, device in self.devices.items()
+                       if device.bus in gone]
+
+    def do_eject(self, args: dict[str, Any]) -> None:
+        """Do what a guest does when it is asked to unplug."""
+        name = args['id']
+        slot = self.find_slot(name)
+        if slot is None or not self.devices[name].pending:
+            raise Refused('not being unplugged')
+        self.qemu.io('outl 0xae10 0')
+        self.qemu.io(f'outl 0xae08 {1 << slot:#x}')
+        for gone in self.unplugged(name):
+            self.qemu.wait_event('DEVICE_DELETED', gone)
+
+    def did_eject(self, args: dict[str, Any], error: str, before: View,
+                  view: View) -> None:
+        if error:
+            return
+        nodes = []
+        for name in self.unplugged(args['id']):
+            nodes.append(self.devices[name].node)
+            self.forget_device(name, before, view)
+        for node in nodes:
+            self.expect_main(node, before, view)
 
     def did_system_reset(self, args: dict[str, Any], error: str, before: View,
                          view: View) -> None:
@@ -801,7 +902,8 @@ class Session:
         device = self.devices[name]
         if device.node is None:
             return
-        if device.started or self.pinned(view, view.group[device.node], name):
+        # the first of the writes to the status stops what was started
+        if self.pinned(view, view.group[device.node], name):
             self.expect(device.node, before.ctx[device.node])
         elif view.busy(view.group[device.node]):
             self.targets |= {before.ctx[device.node], device.first_queue()}
@@ -877,6 +979,8 @@ class Session:
         node, thread = args['node-name'], args.get('iothread')
         if args.get('fixed-iothread'):
             self.fixed.add(args['id'])
+        if args.get('writable'):
+            self.writable.add(args['id'])
         self.types[args['id']] = args['type']
         require(view.exports.get(args['id']) == node, 'export', str(args))
         if thread is None or self.pinned(before, before.group[node]):
@@ -891,6 +995,7 @@ class Session:
 
     def drop_export(self, name: str, before: View, view: View) -> None:
         self.fixed.discard(name)
+        self.writable.discard(name)
         self.types.pop(name)
         client = self.clients.pop(name, None)
         if client:
@@ -922,22 +1027,19 @@ class Session:
 
     def do_connect(self, args: dict[str, Any]) -> None:
         name = args['id']
-        if name in self.clients or name not in self.types:
+        if name in self.clients or self.types.get(name) != 'nbd':
             raise Refused('nothing to connect to')
         try:
-            if self.types[name] == 'nbd':
-                client = Client(f'{self.temp.name}/nbd', name)
-            else:
-                client = Client(f'{self.temp.name}/{name}', None)
+            client = Client(f'{self.temp.name}/nbd', name)
         except ConnectionError as error:
             raise Refused(str(error)) from None
         self.clients[name] = client
-        client.pread()
+        self.do_read({})
 
     def do_disconnect(self, args: dict[str, Any]) -> None:
         if args['id'] not in self.clients:
             raise Refused('no client')
-        self.clients.pop(args['id']).socket.close()
+        self.clients.pop(args['id']).disconnect()
 
     def do_read(self, args: dict[str, Any]) -> None:
         for client in self.clients.values():
@@ -955,10 +1057,11 @@ class Session:
 
     def do_job(self, command: str, args: dict[str, Any]) -> None:
         job = args['job-id']
-        if args.get('speed') and job not in self.view.jobs:
-            self.slow.add(job)
-        elif job not in self.view.jobs:
+        if job not in self.view.jobs:
             self.slow.discard(job)
+            if args.get('speed') or (command, args.get('sync')) == (
+                    'blockdev-backup', 'none'):
+                self.slow.add(job)
         self.result = self.qemu.execute(command,
                                         **expand(args, self.temp.name))
         self.wait_job(job)
@@ -991,30 +1094,32 @@ class Session:
 
     # Remove everything: nothing shall hold anything any more
 
-    def tear_down(self, do: Callable[[Step], bool]) -> None:
+    def tear_down(self) -> None:
         for name in list(self.clients):
-            do(['disconnect', {'id': name}])
+            self.run(['disconnect', {'id': name}])
         for name in list(self.view.jobs):
-            do(['job-cancel', {'id': name}])
+            self.run(['job-cancel', {'id': name}])
         for name in list(self.view.exports):
-            do(['block-export-del', {'id': name, 'mode': 'hard'}])
+            self.run(['block-export-del', {'id': name, 'mode': 'hard'}])
         for name in list(self.devices):
-            do(['device_del', {'id': name}])
+            if name in self.devices:
+                self.run(['device_del', {'id': name}])
+                self.run(['eject', {'id': name}])
         if not self.daemon:
-            do(['system_reset', {}])
+            self.run(['system_reset', {}])
         for name in list(self.compares):
-            do(['object-del', {'id': name}])
-        while any([do(['blockdev-del', {'node-name': name}])
+            self.run(['object-del', {'id': name}])
+        while any([self.run(['blockdev-del', {'node-name': name}])
                    for name in list(self.view.group)
                    if name in NODES + OVERLAYS and name in self.view.group]):
             pass
         require(not self.view.group, 'teardown',
-                f'nodes: {list(self.view.group)}')
+                f'{self.view.graph}\n{self.view.jobs} {self.view.exports}')
         for thread, keys in self.view.holders.items():
             require(thread == 'mon_iothread' or not keys, 'teardown',
                     f'{thread}: {keys}')
         for name in self.poll_threads(self.view):
-            require(do(['object-del', {'id': name}]), 'teardown', name)
+            require(self.run(['object-del', {'id': name}]), 'teardown', name)
 
 
 class Generator:
@@ -1033,8 +1138,8 @@ class Generator:
             (self.chardev, 2)]
         if not session.daemon:
             self.steps += [(self.device_add, 20), (self.device_del, 8),
-                           (self.start, 6), (self.reset, 6), (self.colo, 5),
-                           (self.qemu_io, 4)]
+                           (self.eject, 5), (self.start, 6), (self.reset, 5),
+                           (self.colo, 5), (self.qemu_io, 4)]
 
     def step(self) -> Step:
         functions, weights = zip(*self.steps)
@@ -1059,7 +1164,7 @@ class Generator:
 
     def thread(self) -> str:
         if self.chance(0.03):
-            return self.rng.choice(['io9', 'mon_iothread', 'tg0', ''])
+            return self.rng.choice(['io9', 'mon_iothread', 'tg0'])
         return self.pick(THREADS, self.session.view.threads)
 
     def node(self) -> str:
@@ -1129,8 +1234,10 @@ class Generator:
                 'backing': self.node() if self.chance(0.5) else None,
                 'file': {'driver': 'file',
                          'filename': f'@DIR@/{name}.qcow2'}}]}]
+        # no overlay: QEMU crashes later where qcow2 is taken for raw
         return ['blockdev-reopen', {'options': [{
-            'driver': 'raw', 'node-name': self.node(),
+            'driver': 'raw', 'node-name': self.pick(NODES,
+                                                    self.session.view.group),
             'file': self.node()}]}]
 
     def snapshot(self) -> Step:
@@ -1285,6 +1392,11 @@ class Generator:
         return ['device_del', {'id': self.pick(DEVICES,
                                                self.session.devices)}]
 
+    def eject(self) -> Step:
+        return ['eject', {'id': self.pick(DEVICES, [
+            name for name, device in self.session.devices.items()
+            if device.pending])}]
+
     def start(self) -> Step:
         return ['start', {'id': self.pick(DEVICES, self.session.devices)}]
 
@@ -1300,9 +1412,6 @@ def replay(options: Options, steps: list[Step]) -> Failure | None:
     try:
         session = Session(options.binary, options.daemon)
         for step in steps:
-            if step[0] == 'quit':
-                session.qemu.quit()
-                break
             session.run(step)
     except Failure as failure:
         return failure
@@ -1314,6 +1423,9 @@ def replay(options: Options, steps: list[Step]) -> Failure | None:
 
 def shrink(options: Options, steps: list[Step], kind: str) -> list[Step]:
     """Leave out what is not needed to fail in the same way."""
+    global timeout
+    if kind == 'hang':
+        timeout = 5
     deadline = time.monotonic() + options.shrink_seconds
     size = max(len(steps) // 2, 1)
     while time.monotonic() < deadline:
@@ -1332,7 +1444,10 @@ def shrink(options: Options, steps: list[Step], kind: str) -> list[Step]:
 
 
 def report(options: Options, steps: list[Step], failure: Failure) -> None:
-    print(f'FAILED after {len(steps)} steps in this process: {failure}')
+    print(f'FAILED after {len(steps)} steps in this process, by '
+          f'{json.dumps(steps[-1:])}: {failure}', flush=True)
+    if not steps:
+        return
     path = options.output
     for shorter in (False, True):
         if shorter:
@@ -1345,8 +1460,7 @@ def report(options: Options, steps: list[Step], failure: Failure) -> None:
     print(f'{len(steps)} steps are enough, see {path}:')
     for step in steps:
         print(json.dumps(step))
-    again = replay(options, steps)
-    print(f'They give: {again}')
+    print(f'They give: {replay(options, steps)}')
 
 
 def stress(options: Options, rng: random.Random) -> None:
@@ -1373,9 +1487,8 @@ def stress(options: Options, rng: random.Random) -> None:
                 do(generator.step())
                 total += 1
             if rng.random() < 0.5:
-                session.tear_down(do)
-            done.append(['quit', {}])
-            session.qemu.quit()
+                do(['tear-down', {}])
+            do(['quit', {}])
         except Failure as failure:
             if session:
                 session.close()
@@ -1404,12 +1517,16 @@ def main() -> None:
     parser.add_argument('--replay', metavar='FILE')
     parser.add_argument('--output', default='iothread-holders.json',
                         metavar='FILE', help='where a failing run is written')
+    parser.add_argument('--shrink', action='store_true',
+                        help='shrink what is replayed, if it fails')
     parser.add_argument('--shrink-seconds', type=int, default=300)
     options = parser.parse_args()
     if options.replay:
         with open(options.replay) as file:
             steps = json.load(file)
         failure = replay(options, steps)
+        if failure and options.shrink:
+            report(options, steps, failure)
         if failure:
             sys.exit(f'FAILED: {failure}')
         print(f'{len(steps)} steps without a difference')
