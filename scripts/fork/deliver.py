@@ -122,7 +122,7 @@ def export(repo: Repo, folder: str, topic: str | None) -> None:
             "--zero-commit", "--no-signature", "--full-index", "--binary",
             "--no-renames", "-U3", "--diff-algorithm=myers",
             "--indent-heuristic", "--stat=72", f"{start}..{end}")
-        (partial / "0000-cover-letter.patch").write_text(
+        (partial / "0000-cover-letter.txt").write_text(
             _cover(base, git, start, end, series, topic))
         path.mkdir(exist_ok=True)
         for file in old:
@@ -132,7 +132,7 @@ def export(repo: Repo, folder: str, topic: str | None) -> None:
     finally:
         remove(partial)
     say(f"{len(changes)} changes exported to {path}; in QEMU "
-        f"{base.version}, `git am --empty=drop {path}/*.patch` takes them")
+        f"{base.version}, `git am {path}/*.patch` takes them")
 
 
 def _earlier(path: Path) -> list[Path]:
@@ -143,7 +143,7 @@ def _earlier(path: Path) -> list[Path]:
         raise Fail(f"{path} is not a folder; give another")
     files = sorted(path.iterdir())
     for file in files:
-        if not re.fullmatch(r"\d{4}-.*\.patch", file.name) \
+        if not re.fullmatch(r"\d{4}-.*\.(patch|txt)", file.name) \
                 or not file.read_bytes().startswith(b"From 0000000000"):
             raise Fail(f"{path} holds {file.name}, which is not of an "
                        "earlier export; give an empty or new folder")

@@ -15,8 +15,8 @@ class Export(Sandbox):
                          code=code)
 
     def am(self) -> None:
-        self.git(self.qemu, "am", "-q", "--empty=drop", "--keep-non-patch",
-                 *map(str, sorted(self.mails.iterdir())))
+        self.git(self.qemu, "am", "-q", "--keep-non-patch",
+                 *map(str, sorted(self.mails.glob("*.patch"))))
 
     def test_am_gives_the_tree_of_apply(self) -> None:
         other = self.tmp / "other"
@@ -34,7 +34,7 @@ class Export(Sandbox):
         self.export()
         names = [file.name for file in sorted(self.mails.iterdir())]
         self.assertEqual(names, [
-            "0000-cover-letter.patch", "0001-build-take-C.patch",
+            "0000-cover-letter.txt", "0001-build-take-C.patch",
             "0002-iothread-add-a-registry.patch",
             "0003-iothread-record-users.patch",
             "0004-monitor-kick-the-waiter.patch"])
@@ -56,7 +56,7 @@ class Export(Sandbox):
         self.export()
         self.fork("export", self.mails, "--topic", "shutdown")
         self.assertEqual([f.name for f in sorted(self.mails.iterdir())], [
-            "0000-cover-letter.patch", "0001-monitor-kick-the-waiter.patch"])
+            "0000-cover-letter.txt", "0001-monitor-kick-the-waiter.patch"])
 
     def test_other_files_are_left_alone(self) -> None:
         put(self.mails, {"0001-mine.patch": "mine\n"})
