@@ -45,6 +45,11 @@ COMPARES = ['cc0', 'cc1']
 JOBS = ['j0', 'j1', 'j2']
 JOB_COMMANDS = ('blockdev-mirror', 'blockdev-backup', 'block-stream',
                 'block-commit')
+# may take a parent from a node, which then moves to the main loop
+FOR_ALL_NODES = ('nbd-server-stop', 'system_reset', 'quit')
+MAY_MOVE = JOB_COMMANDS + FOR_ALL_NODES + (
+    'block-export-add', 'block-export-del', 'blockdev-add', 'blockdev-del',
+    'device_add', 'device_del', 'eject', 'human-monitor-command')
 
 Step = list[Any]        # command, arguments
 Ctx = str | None        # an IOThread, or None for the main loop
@@ -501,7 +506,7 @@ class Session:
         before = self.view
         pins_before = self.pins(before)
         moved = self.touched(args, before)
-        if command in ('system_reset', 'nbd-server-stop'):
+        if command in FOR_ALL_NODES:
             moved = set(before.group)
         error = ''
         try:
@@ -537,6 +542,21 @@ class Session:
     def known_crash(self, command: str, args: dict[str, Any]) -> bool:
         """Steps that crash a QEMU without holders as well."""
         view = self.view
+        nodes = view.group if command in FOR_ALL_NODES else \
+            self.touched(args, view)
+        for group in {view.group[node] for node in nodes}:
+            # job_set_aio_context() asserts that the job is paused, but the
+            # drain on the removal of a parent does not wait for that
+            jobs = sum(bool(members & group)
+                       for members in view.jobs.values())
+            if view.place(group) is not None and (
+                    command in MAY_MOVE and jobs > 0 or
+                    command in ('job-cancel', 'job-complete') and jobs > 1 and
+                    not self.pinned(view, group)):
+                return True
+            # a job that ends cannot give back its permissions to others
+            if jobs > 0 and (command == 'device_add' or args.get('writable')):
+                return True
         if command == 'blockdev-add' and args['driver'] == 'throttle':
             # follows its child into an IOThread before it is set up
             return view.ctx.get(args['file']) is not None
@@ -1097,7 +1117,11 @@ class Session:
     def tear_down(self) -> None:
         for name in list(self.clients):
             self.run(['disconnect', {'id': name}])
-        for name in list(self.view.jobs):
+        for name, nodes in list(self.view.jobs.items()):
+            for node in nodes:
+                self.run(['x-blockdev-set-iothread', {
+                    'node-name': node, 'iothread': None, 'force': True}])
+                break
             self.run(['job-cancel', {'id': name}])
         for name in list(self.view.exports):
             self.run(['block-export-del', {'id': name, 'mode': 'hard'}])
