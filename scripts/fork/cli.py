@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
             ("stock", "QEMU without the series, under build/stock"),
             ("asan", "with the address and undefined sanitizers"),
             ("tsan", "with the thread sanitizer"),
-            ("full", "with everything that the environment has, as Xen"),
+            ("full", "for more targets: aarch64 and s390x too"),
             ("each", "every change of the series, one after the other, "
              "each with its unit tests")):
         build.add_argument(f"--{option}", action="store_true", help=text)
@@ -77,6 +77,10 @@ def parser() -> argparse.ArgumentParser:
                          "of the commit before")
     refresh.add_argument("--force", action="store_true",
                          help="even over changes in patches/")
+    bench = add("bench", "measure the patched QEMU against stock, in turn; "
+                "table here, all figures in build/bench")
+    bench.add_argument("rows", nargs="*", metavar="ROW",
+                       help="part of a row's name")
     add("check", "check that series and files agree, and their style")
     return main
 
@@ -114,6 +118,8 @@ def dispatch(repo: Repo, args: argparse.Namespace) -> int:
             return check.report(check.run(builder))
     if name == "test":
         return tests.run(builder, args.names)
+    if name == "bench":
+        return bench(builder, args.rows)
     if args.args:
         speak_aside()
     if name == "exec":
@@ -132,6 +138,21 @@ def dispatch(repo: Repo, args: argparse.Namespace) -> int:
         return builder.env.foreground([qemu, *args.args])
     demo = repo.root / "scripts" / "fork" / "demo.py"
     return builder.env.foreground(["python3", demo, "--qemu", qemu])
+
+
+def bench(builder: Builder, rows: list[str]) -> int:
+    trees = [Tree("stock", True), Tree("patched")]
+    with lock(builder.repo):
+        for tree in trees:
+            builder.build(tree)
+        builder.env.guest()
+    out = builder.repo.build / "bench"
+    out.mkdir(exist_ok=True)
+    return builder.env.foreground([
+        "python3", builder.repo.root / "tests" / "bench" / "paired.py",
+        "--json", out / "paired.json",
+        *(builder.folder(tree) / "qemu-system-x86_64" for tree in trees),
+        *rows])
 
 
 @contextlib.contextmanager

@@ -321,6 +321,26 @@ static void test_object_del(void)
     qtest_quit(s);
 }
 
+/* Without holders the deletion succeeds, and the thread runs on unseen */
+static void test_object_del_stock(void)
+{
+    QTestState *s = start_stock(MACHINE TWO_IOTHREADS);
+    g_autofree char *task = NULL;
+
+    if (!s) {
+        return;
+    }
+    task = task_of(s, "io0");
+    add_node(s, "n0");
+    add_disk(s, "d0", "n0", ", 'iothread': 'io0'");
+    object_del(s, "io0");
+    g_assert_false(has_iothread(s, "io0"));
+#ifdef CONFIG_LINUX
+    g_assert_true(g_file_test(task, G_FILE_TEST_EXISTS));
+#endif
+    qtest_quit(s);
+}
+
 /* Any character that device_add takes comes out as it went in */
 static void test_odd_id(void)
 {
@@ -421,6 +441,15 @@ static void test_rounds(void)
     qtest_quit(s);
 }
 
+static QDict *add_hba(QTestState *s, const char *options)
+{
+    g_autofree char *json = g_strdup_printf(
+        "{ 'driver': 'virtio-scsi-pci', 'id': 'hba0'%s }", options);
+
+    return qtest_qmp(s, "{ 'execute': 'device_add', 'arguments': %p }",
+                     qobject_from_json(json, &error_abort));
+}
+
 static void test_virtio_scsi(void)
 {
     QTestState *s = qtest_init(
@@ -428,18 +457,105 @@ static void test_virtio_scsi(void)
         "-device virtio-scsi-pci,id=hba0,iothread=io0,num_queues=2");
 
     assert_holders(s, "hba0:0,1", "");
+    qtest_system_reset(s);
+    assert_holders(s, "hba0:0,1", "");
     unplug(s, "hba0");
     assert_holders(s, "", "");
 
-    qtest_qmp_assert_success(s,
-        "{ 'execute': 'device_add', 'arguments': {"
-        " 'driver': 'virtio-scsi-pci', 'id': 'hba0', 'num_queues': 4,"
-        " 'iothread-vq-mapping': " EXPLICIT " } }");
-    assert_holders(s, "hba0:3,0", "hba0:1,2");
-    assert_object_del_fails(s, "io1", "device 'hba0'");
+    for (int round = 0; round < 3; round++) {
+        qobject_unref(add_hba(s, ", 'num_queues': 4, 'iothread-vq-mapping': "
+                              EXPLICIT));
+        assert_holders(s, "hba0:3,0", "hba0:1,2");
+        assert_object_del_fails(s, "io1", "device 'hba0'");
+        qtest_system_reset(s);
+        assert_holders(s, "hba0:3,0", "hba0:1,2");
+        unplug(s, "hba0");
+        assert_holders(s, "", "");
+    }
+    qtest_quit(s);
+}
+
+/* Disks move to the first IOThread of their HBA, and back */
+static void test_scsi_disks(void)
+{
+    QTestState *s = start();
+
+    add_node(s, "n1");
+    qobject_unref(add_hba(s, ", 'iothread': 'io0'"));
+    for (int round = 0; round < 3; round++) {
+        qobject_unref(device_add(s, "scsi-hd", "d0", "n0",
+                                 ", 'bus': 'hba0.0', 'lun': 1"));
+        assert_holders(s, "hba0:0 node/n0", "");
+        qtest_system_reset(s);
+        assert_holders(s, "hba0:0 node/n0", "");
+        qobject_unref(device_add(s, "scsi-hd", "d1", "n1",
+                                 ", 'bus': 'hba0.0', 'lun': 2"));
+        assert_holders(s, "hba0:0 node/n0 node/n1", "");
+        assert_error(device_add(s, "scsi-hd", "bad", "n1",
+                                ", 'bus': 'hba0.0', 'lun': 3"), "");
+        assert_holders(s, "hba0:0 node/n0 node/n1", "");
+
+        /* what the bus does not let the guest decide goes at once */
+        qtest_qmp_device_del(s, "d0");
+        assert_holders(s, "hba0:0 node/n1", "");
+        qtest_qmp_device_del(s, "d1");
+        assert_holders(s, "hba0:0", "");
+    }
+
+    /* the HBA takes its disks along */
+    qobject_unref(device_add(s, "scsi-hd", "d0", "n0", ", 'bus': 'hba0.0'"));
+    assert_holders(s, "hba0:0 node/n0", "");
     unplug(s, "hba0");
     assert_holders(s, "", "");
+    object_del(s, "io0");
     qtest_quit(s);
+}
+
+#define BAD_MAPPING "[ { 'iothread': 'io0' }, { 'iothread': 'io9' } ]"
+
+/* Whatever the step at which it fails, nothing is held and nothing hangs on */
+static void test_scsi_failed_realize(void)
+{
+    QTestState *s = start();
+
+    for (int round = 0; round < 3; round++) {
+        assert_error(add_hba(s, ", 'iothread': 'io0', 'virtqueue_size': 1"),
+                     "virtqueue_size");
+        assert_error(add_hba(s, ", 'iothread': 'io0', 'num_queues': 0"),
+                     "number of queues");
+        assert_error(add_hba(s, ", 'iothread': 'io0', 'ioeventfd': false"),
+                     "ioeventfd is required");
+        assert_error(add_hba(s, ", 'iothread': 'io0', 'iothread-vq-mapping': "
+                             ROUND_ROBIN), "same time");
+        assert_error(add_hba(s, ", 'num_queues': 2, 'iothread-vq-mapping': "
+                             BAD_MAPPING), "io9");
+        assert_error(add_hba(s, ", 'iothread': 'io0', 'iommu_platform': true,"
+                             " 'disable-legacy': 'off'"),
+                     "VIRTIO_F_IOMMU_PLATFORM");
+        assert_holders(s, "", "");
+    }
+
+    /* what listens to the state of the machine is gone too */
+    qtest_qmp_assert_success(s, "{ 'execute': 'stop' }");
+    qtest_qmp_assert_success(s, "{ 'execute': 'cont' }");
+    qobject_unref(add_hba(s, ", 'iothread': 'io0'"));
+    assert_holders(s, "hba0:0", "");
+    unplug(s, "hba0");
+    object_del(s, "io0");
+    qtest_quit(s);
+}
+
+/* In stock QEMU the HBA that failed still listens after it was freed */
+static void test_scsi_failed_realize_stock(void)
+{
+    if (dies_with_stock("*signal 11*")) {
+        QTestState *s = start_stock(MACHINE TWO_IOTHREADS);
+
+        assert_error(add_hba(s, ", 'num_queues': 2, 'iothread-vq-mapping': "
+                             BAD_MAPPING), "io9");
+        qtest_qmp_assert_success(s, "{ 'execute': 'stop' }");
+        qtest_quit(s);
+    }
 }
 
 /*
@@ -464,13 +580,8 @@ static void test_reused_id(void)
 /* The same with a QEMU that has no holders: it aborts */
 static void test_reused_id_stock(void)
 {
-    if (!getenv(STOCK_BINARY)) {
-        g_test_skip(STOCK_BINARY " is not set");
-        return;
-    }
-    if (g_test_subprocess()) {
-        QTestState *s = qtest_init_ext(STOCK_BINARY, MACHINE TWO_IOTHREADS,
-                                       NULL, true);
+    if (dies_with_stock("*obj->parent == NULL*")) {
+        QTestState *s = start_stock(MACHINE TWO_IOTHREADS);
 
         add_node(s, "n0");
         add_disk(s, "d0", "n0", ", 'num-queues': 2, 'iothread-vq-mapping': "
@@ -479,11 +590,7 @@ static void test_reused_id_stock(void)
         object_add(s, "io0");
         unplug(s, "d0");
         qtest_quit(s);
-        return;
     }
-    g_test_trap_subprocess(NULL, 0, 0);
-    g_test_trap_assert_failed();
-    g_test_trap_assert_stderr("*obj->parent == NULL*");
 }
 
 int main(int argc, char **argv)
@@ -506,11 +613,17 @@ int main(int argc, char **argv)
     qtest_add_func("/iothread-holder/same-twice", test_same_twice);
     qtest_add_func("/iothread-holder/many", test_many);
     qtest_add_func("/iothread-holder/object-del", test_object_del);
+    qtest_add_func("/iothread-holder/object-del-stock", test_object_del_stock);
     qtest_add_func("/iothread-holder/odd-id", test_odd_id);
     qtest_add_func("/iothread-holder/thousand", test_thousand);
     qtest_add_func("/iothread-holder/preconfig", test_preconfig);
     qtest_add_func("/iothread-holder/rounds", test_rounds);
     qtest_add_func("/iothread-holder/virtio-scsi", test_virtio_scsi);
+    qtest_add_func("/iothread-holder/scsi-disks", test_scsi_disks);
+    qtest_add_func("/iothread-holder/scsi-failed-realize",
+                   test_scsi_failed_realize);
+    qtest_add_func("/iothread-holder/scsi-failed-realize-stock",
+                   test_scsi_failed_realize_stock);
     qtest_add_func("/iothread-holder/reused-id", test_reused_id);
     qtest_add_func("/iothread-holder/reused-id-stock", test_reused_id_stock);
 

@@ -1,10 +1,13 @@
 /*
- * Holders of IOThreads other than disks: balloon, colo-compare, monitors
+ * Holders of IOThreads other than disks: balloon, colo-compare, block nodes,
+ * block exports, monitors
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "qemu/osdep.h"
+#include <sys/socket.h>
+#include <sys/un.h>
 #include "iothread-holder-utils.h"
 #include "qobject/qdict.h"
 
@@ -130,21 +133,137 @@ static void test_colo(void)
 /* The same failure with a QEMU without this series takes it down */
 static void test_colo_stock(void)
 {
-    if (!getenv(STOCK_BINARY)) {
-        g_test_skip(STOCK_BINARY " is not set");
-        return;
-    }
-    if (g_test_subprocess()) {
-        QTestState *s = qtest_init_ext(STOCK_BINARY, MACHINE TWO_IOTHREADS,
-                                       NULL, true);
+    if (dies_with_stock("*qemu_mutex*")) {
+        QTestState *s = start_stock(MACHINE TWO_IOTHREADS);
 
         assert_error(add_compare(s, "none", "in1", "out", "io0"), "none");
         qtest_quit(s);
+    }
+}
+
+static void set_iothread(QTestState *s, const char *node, const char *id)
+{
+    qtest_qmp_assert_success(s,
+        "{ 'execute': 'x-blockdev-set-iothread', 'arguments': {"
+        " 'node-name': %s, 'iothread': %s } }", node, id);
+}
+
+static void add_export(QTestState *s, const char *dir, const char *iothread)
+{
+    g_autofree char *path = g_strdup_printf("%s/nbd", dir);
+
+    qtest_qmp_assert_success(s,
+        "{ 'execute': 'nbd-server-start', 'arguments': { 'addr': {"
+        " 'type': 'unix', 'data': { 'path': %s } } } }", path);
+    qtest_qmp_assert_success(s,
+        "{ 'execute': 'block-export-add', 'arguments': {"
+        " 'type': 'nbd', 'id': 'e0', 'node-name': 'n0', 'iothread': %s } }",
+        iothread);
+}
+
+/* Nodes and exports hold; the iotest iothread-holders has all the cases */
+static void test_block(void)
+{
+    g_autofree char *dir = g_dir_make_tmp("iothread-holder-XXXXXX", NULL);
+    QTestState *s = qtest_init(MACHINE TWO_IOTHREADS);
+
+    add_node(s, "n0");
+    add_node(s, "n1");
+    add_export(s, dir, "io0");
+    set_iothread(s, "n1", "io1");
+    assert_holders(s, "export/e0/n0 node/n0", "node/n1");
+    assert_object_del_fails(s, "io0", "block export 'e0'");
+    assert_object_del_fails(s, "io1", "block node 'n1'");
+    qtest_quit(s);
+    rmdir(dir);
+}
+
+/*
+ * In stock QEMU the deletion succeeds and the thread ends, while the node, and
+ * the export with it, go on using its AioContext.
+ */
+static void check_thread_ends(bool export)
+{
+    g_autofree char *dir = NULL;
+    g_autofree char *task = NULL;
+    QTestState *s = start_stock(MACHINE TWO_IOTHREADS);
+
+    if (!s) {
         return;
     }
-    g_test_trap_subprocess(NULL, 0, 0);
-    g_test_trap_assert_failed();
-    g_test_trap_assert_stderr("*qemu_mutex*");
+    dir = g_dir_make_tmp("iothread-holder-XXXXXX", NULL);
+    task = task_of(s, "io0");
+    add_node(s, "n0");
+    if (export) {
+        add_export(s, dir, "io0");
+    } else {
+        set_iothread(s, "n0", "io0");
+    }
+#ifdef CONFIG_LINUX
+    g_assert_true(g_file_test(task, G_FILE_TEST_EXISTS));
+#endif
+    object_del(s, "io0");
+    g_assert_false(g_file_test(task, G_FILE_TEST_EXISTS));
+    qtest_quit(s);
+    rmdir(dir);
+}
+
+static void test_export_stock(void)
+{
+    check_thread_ends(true);
+}
+
+static void test_node_stock(void)
+{
+    check_thread_ends(false);
+}
+
+/* A client of the export of n0 that comes and goes */
+static void visit_export(const char *dir)
+{
+    static const char request[] = "\0\0\0\3IHAVEOPT\0\0\0\1\0\0\0\2n0";
+    struct sockaddr_un addr = { .sun_family = AF_UNIX };
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    char answer[18];
+
+    snprintf(addr.sun_path, sizeof(addr.sun_path), "%s/nbd", dir);
+    g_assert_cmpint(connect(fd, (struct sockaddr *)&addr, sizeof(addr)), ==,
+                    0);
+    g_assert_cmpint(recv(fd, answer, 18, MSG_WAITALL), ==, 18);
+    g_assert_cmpint(send(fd, request, sizeof(request) - 1, 0), ==,
+                    sizeof(request) - 1);
+    g_assert_cmpint(recv(fd, answer, 10, MSG_WAITALL), ==, 10);
+    close(fd);
+}
+
+/* The export moves while the server is about to let go of its client */
+static void move_export(QTestState *s, int rounds)
+{
+    g_autofree char *dir = g_dir_make_tmp("iothread-holder-XXXXXX", NULL);
+
+    add_node(s, "n0");
+    add_export(s, dir, "io0");
+    for (int i = 0; i < rounds; i++) {
+        visit_export(dir);
+        qtest_qmp_assert_success(s,
+            "{ 'execute': 'x-blockdev-set-iothread', 'arguments': {"
+            " 'node-name': 'n0', 'iothread': %s, 'force': true } }",
+            i % 2 ? "io0" : "io1");
+    }
+    qtest_quit(s);
+    rmdir(dir);
+}
+
+static void test_move_export(void)
+{
+    move_export(qtest_init(MACHINE TWO_IOTHREADS), 500);
+}
+
+static void test_move_export_stock(void)
+{
+    if (dies_with_stock("*client->recv_coroutine == NULL*")) {
+        move_export(start_stock(MACHINE TWO_IOTHREADS), 10000);
+    }
 }
 
 static void assert_monitors(QTestState *s, const char *expected)
@@ -183,6 +302,17 @@ static void test_monitors(void)
     g_assert_null(find_holders(rsp, "mon_iothread"));
     qobject_unref(rsp);
 
+    /* a monitor keeps the character device that it was made with */
+    assert_error(qtest_qmp(s, "{ 'execute': 'chardev-change', 'arguments': {"
+                              " 'id': 'm1', 'backend': {"
+                              " 'type': 'null', 'data': {} } } }"), "");
+    assert_monitors(s, "monitor/char0 monitor/m1 monitor/m2");
+
+    /* the one way to make a monitor later: HMP, for a debugger */
+    g_free(qtest_hmp(s, "gdbserver unix:%s/gdb,server=on,wait=off", dir));
+    assert_monitors(s, "monitor/char0 monitor/m1 monitor/m2");
+    g_free(qtest_hmp(s, "gdbserver none"));
+
     /* nor can it be deleted */
     assert_error(qtest_qmp(s, "{ 'execute': 'object-del',"
                               " 'arguments': { 'id': 'mon_iothread' } }"),
@@ -203,6 +333,12 @@ int main(int argc, char **argv)
     qtest_add_func("/iothread-holder-users/balloon", test_balloon);
     qtest_add_func("/iothread-holder-users/colo", test_colo);
     qtest_add_func("/iothread-holder-users/colo-stock", test_colo_stock);
+    qtest_add_func("/iothread-holder-users/block", test_block);
+    qtest_add_func("/iothread-holder-users/export-stock", test_export_stock);
+    qtest_add_func("/iothread-holder-users/node-stock", test_node_stock);
+    qtest_add_func("/iothread-holder-users/move-export", test_move_export);
+    qtest_add_func("/iothread-holder-users/move-export-stock",
+                   test_move_export_stock);
     qtest_add_func("/iothread-holder-users/monitors", test_monitors);
 
     return g_test_run();

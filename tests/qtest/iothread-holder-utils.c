@@ -18,7 +18,6 @@ void add_node(QTestState *s, const char *name)
         name);
 }
 
-
 void assert_error(QDict *rsp, const char *text)
 {
     const char *desc;
@@ -31,9 +30,7 @@ void assert_error(QDict *rsp, const char *text)
     qobject_unref(rsp);
 }
 
-
-void assert_object_del_fails(QTestState *s, const char *id,
-                                    const char *error)
+void assert_object_del_fails(QTestState *s, const char *id, const char *error)
 {
     assert_error(qtest_qmp(s, "{ 'execute': 'object-del',"
                               " 'arguments': { 'id': %s } }", id), error);
@@ -51,7 +48,6 @@ void object_add(QTestState *s, const char *id)
         "{ 'execute': 'object-add',"
         " 'arguments': { 'qom-type': 'iothread', 'id': %s } }", id);
 }
-
 
 void complete_unplug(QTestState *s, const char *id)
 {
@@ -72,7 +68,6 @@ void unplug(QTestState *s, const char *id)
     qtest_qmp_device_del_send(s, id);
     complete_unplug(s, id);
 }
-
 
 static QDict *find_iothread(QDict *rsp, const char *iothread)
 {
@@ -95,6 +90,15 @@ QList *find_holders(QDict *rsp, const char *iothread)
     QDict *info = find_iothread(rsp, iothread);
 
     return info ? qdict_get_qlist(info, "holders") : NULL;
+}
+
+bool has_iothread(QTestState *s, const char *iothread)
+{
+    QDict *rsp = qtest_qmp(s, "{ 'execute': 'query-iothreads' }");
+    bool has = find_iothread(rsp, iothread);
+
+    qobject_unref(rsp);
+    return has;
 }
 
 char *task_of(QTestState *s, const char *iothread)
@@ -168,4 +172,30 @@ void assert_holders(QTestState *s, const char *io0, const char *io1)
 
     g_assert_cmpstr(holders0, ==, io0);
     g_assert_cmpstr(holders1, ==, io1);
+}
+
+QTestState *start_stock(const char *args)
+{
+    if (!getenv(STOCK_BINARY)) {
+        g_test_skip(STOCK_BINARY " is not set");
+        return NULL;
+    }
+    return qtest_init_ext(STOCK_BINARY, args, NULL, true);
+}
+
+bool dies_with_stock(const char *message)
+{
+    if (!getenv(STOCK_BINARY)) {
+        g_test_skip(STOCK_BINARY " is not set");
+        return false;
+    }
+    if (g_test_subprocess()) {
+        /* what is freed is overwritten, so that its next use shows */
+        g_setenv("MALLOC_PERTURB_", "85", true);
+        return true;
+    }
+    g_test_trap_subprocess(NULL, 0, 0);
+    g_test_trap_assert_failed();
+    g_test_trap_assert_stderr(message);
+    return false;
 }

@@ -43,7 +43,20 @@ char *query_holders(QTestState *s, const char *iothread);
 /* What query_holders() returns for the IOThreads io0 and io1 */
 void assert_holders(QTestState *s, const char *io0, const char *io1);
 
+/* Is @iothread in the list of query-iothreads? */
+bool has_iothread(QTestState *s, const char *iothread);
+
 /* Where Linux shows the thread of @iothread, as long as it runs */
 char *task_of(QTestState *s, const char *iothread);
+
+/* A QEMU without holders; NULL, and the test is skipped, when none is named */
+QTestState *start_stock(const char *args);
+
+/*
+ * Returns true in a subprocess that is to take a QEMU without holders to its
+ * death.  In the test itself, runs that subprocess, checks that it writes
+ * @message to stderr and fails, and returns false.
+ */
+bool dies_with_stock(const char *message);
 
 #endif /* IOTHREAD_HOLDER_UTILS_H */

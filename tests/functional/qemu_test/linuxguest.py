@@ -20,7 +20,7 @@ import shutil
 import socket
 import stat
 import time
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 # Four CPUs make the driver use four virtqueues per disk.
 CPUS = 4
@@ -190,8 +190,11 @@ def read_module(modules: Path, name: str) -> Dict[str, bytes]:
     raise GuestMissing(f'no module {name} in {modules}')
 
 
-def make_initramfs(modules: Path) -> bytes:
-    """Return the guest's user space as a cpio archive (format "newc")."""
+def make_initramfs(modules: Path, names: Sequence[str]) -> bytes:
+    """
+    Return the guest's user space as a cpio archive (format "newc"), with
+    these kernel modules.
+    """
     # The kernel opens /dev/console before init can mount anything there.
     console = os.makedev(5, 1)
     entries = [(name, stat.S_IFDIR | 0o755, b'', 0)
@@ -201,7 +204,7 @@ def make_initramfs(modules: Path) -> bytes:
         ('bin/busybox', stat.S_IFREG | 0o755, find_busybox().read_bytes(), 0),
         ('init', stat.S_IFREG | 0o755, INIT.encode(), 0)]
     files: Dict[str, bytes] = {}
-    for name in MODULES:
+    for name in names:
         files.update(read_module(modules, name))
     for i, (name, data) in enumerate(files.items()):
         # init loads them in the order of their names
@@ -220,11 +223,11 @@ def make_initramfs(modules: Path) -> bytes:
     return bytes(archive)
 
 
-def guest_args(directory: str) -> List[str]:
+def guest_args(directory: str, names: Sequence[str] = MODULES) -> List[str]:
     """Make the guest in that directory, return QEMU's arguments for it."""
     kernel, modules = find_kernel()
     initramfs = Path(directory, 'initramfs.cpio')
-    initramfs.write_bytes(make_initramfs(modules))
+    initramfs.write_bytes(make_initramfs(modules, names))
     return ['-nodefaults', '-no-user-config',
             '-accel', 'tcg,thread=multi', '-cpu', 'max',
             '-smp', str(CPUS), '-m', '256M',
