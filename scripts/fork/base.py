@@ -25,6 +25,9 @@ from .gitrepo import Git, version
 from .series import Series
 
 BRANCH = "base"
+# Release tarballs have these; a git checkout has them once they were fetched.
+SUBPROJECTS = ("keycodemapdb", "berkeley-softfloat-3",
+               "berkeley-testfloat-3", "libvfio-user")
 
 
 class Base:
@@ -135,6 +138,13 @@ class Base:
                 git.with_env(index)("checkout-index", "-a",
                                     f"--prefix={folder}/")
                 remove(Path(f"{folder}.index.partial"))
+                for name in SUBPROJECTS:
+                    there = source / "subprojects" / name
+                    if there.is_dir():
+                        shutil.copytree(
+                            there, folder / "subprojects" / name,
+                            symlinks=True, dirs_exist_ok=True,
+                            ignore=shutil.ignore_patterns(".git"))
             else:
                 shutil.copytree(source, folder, symlinks=True,
                                 dirs_exist_ok=True)

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from .base import Base, placeholders
+from .base import SUBPROJECTS, Base, placeholders
 from .common import (Fail, Progress, Repo, failed, need_space, remove, say,
                      write)
 from .env import Env
@@ -109,6 +109,13 @@ class Builder:
         wanted = json.dumps({"cmd": cmd, "native": self.env.native})
         if stamp.exists() and stamp.read_text() == wanted:
             return
+        missing = [part for part in SUBPROJECTS
+                   if not (source / "subprojects" / part).is_dir()]
+        if missing:
+            raise Fail(f"QEMU's source lacks subprojects/{missing[0]}; run "
+                       f"`meson subprojects download {' '.join(missing)}` in "
+                       "the checkout that --source named, remove build/stock "
+                       "and build/patched, and run the same again")
         remove(folder)
         folder.mkdir(parents=True)
         self.env.step(f"configure {name}", cmd,

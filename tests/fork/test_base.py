@@ -40,6 +40,16 @@ class FromSource(Sandbox):
         self.assertIn("return 3;",
                       (self.repo.stock / "iothread.c").read_text())
 
+    def test_fetched_subprojects_of_a_checkout_count(self) -> None:
+        put(self.qemu, {"subprojects/libvfio-user/meson.build": "x\n",
+                        "subprojects/libvfio-user/.git/HEAD": "x\n",
+                        "subprojects/other/meson.build": "x\n"})
+        Base(self.repo).ready(str(self.qemu))
+        found = self.repo.stock / "subprojects"
+        self.assertTrue((found / "libvfio-user" / "meson.build").exists())
+        self.assertFalse((found / "libvfio-user" / ".git").exists())
+        self.assertFalse((found / "other").exists())
+
     def test_later_runs_go_on_with_it(self) -> None:
         one = Base(self.repo).ready(str(self.qemu))
         self.assertEqual(Base(self.repo).ready(), one)

@@ -5,6 +5,7 @@ from unittest import mock
 
 from sandbox import CHANGES, Sandbox
 
+from fork.base import SUBPROJECTS
 from fork.build import Builder, Tree
 from fork.common import Fail
 
@@ -66,7 +67,14 @@ class Configure(Sandbox):
                                options)
         return step.called
 
+    def test_source_without_subprojects(self) -> None:
+        with self.assertRaisesRegex(Fail, "meson subprojects download "
+                                    "keycodemapdb.* libvfio-user"):
+            self.runs(Builder(self.repo))
+
     def test_only_what_is_missing(self) -> None:
+        for name in SUBPROJECTS:
+            (self.repo.stock / "subprojects" / name).mkdir(parents=True)
         builder = Builder(self.repo)
         self.assertTrue(self.runs(builder, "--disable-xen"))
         self.assertFalse(self.runs(builder, "--disable-xen"))

@@ -32,6 +32,8 @@ Json = Dict[str, Any]
 SHARED = 'VFIO user'
 # How long QEMU may take for what it does of its own accord
 TIMEOUT = 30
+# How long one test may take
+TEST_TIMEOUT = 180
 # How long a client waits for an answer that does not come, in milliseconds
 PATIENCE = 300
 # The same for one that does come
@@ -228,6 +230,8 @@ class VfioUserHolders(QemuSystemTest):
 
     def setUp(self) -> None:
         super().setUp()
+        # QMP has no timeout of its own: a QEMU that hangs ends the program
+        signal.alarm(TEST_TIMEOUT)
         self.set_machine('x-remote')
         self.require_object('x-vfio-user-server')
         self.require_device('vfio-user-pci')
