@@ -9,6 +9,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 #include "iothread-holder-utils.h"
+#include "qemu/cutils.h"
 #include "qobject/qdict.h"
 
 /*
@@ -141,6 +142,7 @@ static void test_colo_stock(void)
     }
 }
 
+#ifdef CONFIG_LINUX
 static void set_iothread(QTestState *s, const char *node, const char *id)
 {
     qtest_qmp_assert_success(s,
@@ -148,13 +150,24 @@ static void set_iothread(QTestState *s, const char *node, const char *id)
         " 'node-name': %s, 'iothread': %s } }", node, id);
 }
 
-static void add_export(QTestState *s, const char *dir, const char *iothread)
+/* An abstract address: it leaves no file, not even when QEMU crashes */
+static const char *nbd_address(void)
 {
-    g_autofree char *path = g_strdup_printf("%s/nbd", dir);
+    static char *name;
 
+    if (!name) {
+        name = g_strdup_printf("iothread-holder-%d-%u", getpid(),
+                               g_random_int());
+    }
+    return name;
+}
+
+static void add_export(QTestState *s, const char *iothread)
+{
     qtest_qmp_assert_success(s,
         "{ 'execute': 'nbd-server-start', 'arguments': { 'addr': {"
-        " 'type': 'unix', 'data': { 'path': %s } } } }", path);
+        " 'type': 'unix', 'data': { 'path': %s, 'abstract': true } } } }",
+        nbd_address());
     qtest_qmp_assert_success(s,
         "{ 'execute': 'block-export-add', 'arguments': {"
         " 'type': 'nbd', 'id': 'e0', 'node-name': 'n0', 'iothread': %s } }",
@@ -164,18 +177,16 @@ static void add_export(QTestState *s, const char *dir, const char *iothread)
 /* Nodes and exports hold; the iotest iothread-holders has all the cases */
 static void test_block(void)
 {
-    g_autofree char *dir = g_dir_make_tmp("iothread-holder-XXXXXX", NULL);
     QTestState *s = qtest_init(MACHINE TWO_IOTHREADS);
 
     add_node(s, "n0");
     add_node(s, "n1");
-    add_export(s, dir, "io0");
+    add_export(s, "io0");
     set_iothread(s, "n1", "io1");
     assert_holders(s, "export/e0/n0 node/n0", "node/n1");
     assert_object_del_fails(s, "io0", "block export 'e0'");
     assert_object_del_fails(s, "io1", "block node 'n1'");
     qtest_quit(s);
-    rmdir(dir);
 }
 
 /*
@@ -184,28 +195,23 @@ static void test_block(void)
  */
 static void check_thread_ends(bool export)
 {
-    g_autofree char *dir = NULL;
     g_autofree char *task = NULL;
     QTestState *s = start_stock(MACHINE TWO_IOTHREADS);
 
     if (!s) {
         return;
     }
-    dir = g_dir_make_tmp("iothread-holder-XXXXXX", NULL);
     task = task_of(s, "io0");
     add_node(s, "n0");
     if (export) {
-        add_export(s, dir, "io0");
+        add_export(s, "io0");
     } else {
         set_iothread(s, "n0", "io0");
     }
-#ifdef CONFIG_LINUX
     g_assert_true(g_file_test(task, G_FILE_TEST_EXISTS));
-#endif
     object_del(s, "io0");
     g_assert_false(g_file_test(task, G_FILE_TEST_EXISTS));
     qtest_quit(s);
-    rmdir(dir);
 }
 
 static void test_export_stock(void)
@@ -219,16 +225,17 @@ static void test_node_stock(void)
 }
 
 /* A client of the export of n0 that comes and goes */
-static void visit_export(const char *dir)
+static void visit_export(void)
 {
     static const char request[] = "\0\0\0\3IHAVEOPT\0\0\0\1\0\0\0\2n0";
     struct sockaddr_un addr = { .sun_family = AF_UNIX };
     int fd = socket(AF_UNIX, SOCK_STREAM, 0);
     char answer[18];
 
-    snprintf(addr.sun_path, sizeof(addr.sun_path), "%s/nbd", dir);
-    g_assert_cmpint(connect(fd, (struct sockaddr *)&addr, sizeof(addr)), ==,
-                    0);
+    pstrcpy(addr.sun_path + 1, sizeof(addr.sun_path) - 1, nbd_address());
+    g_assert_cmpint(connect(fd, (struct sockaddr *)&addr,
+                            offsetof(struct sockaddr_un, sun_path) + 1 +
+                            strlen(nbd_address())), ==, 0);
     g_assert_cmpint(recv(fd, answer, 18, MSG_WAITALL), ==, 18);
     g_assert_cmpint(send(fd, request, sizeof(request) - 1, 0), ==,
                     sizeof(request) - 1);
@@ -239,19 +246,16 @@ static void visit_export(const char *dir)
 /* The export moves while the server is about to let go of its client */
 static void move_export(QTestState *s, int rounds)
 {
-    g_autofree char *dir = g_dir_make_tmp("iothread-holder-XXXXXX", NULL);
-
     add_node(s, "n0");
-    add_export(s, dir, "io0");
+    add_export(s, "io0");
     for (int i = 0; i < rounds; i++) {
-        visit_export(dir);
+        visit_export();
         qtest_qmp_assert_success(s,
             "{ 'execute': 'x-blockdev-set-iothread', 'arguments': {"
             " 'node-name': 'n0', 'iothread': %s, 'force': true } }",
             i % 2 ? "io0" : "io1");
     }
     qtest_quit(s);
-    rmdir(dir);
 }
 
 static void test_move_export(void)
@@ -265,6 +269,7 @@ static void test_move_export_stock(void)
         move_export(start_stock(MACHINE TWO_IOTHREADS), 10000);
     }
 }
+#endif /* CONFIG_LINUX */
 
 static void assert_monitors(QTestState *s, const char *expected)
 {
@@ -333,12 +338,14 @@ int main(int argc, char **argv)
     qtest_add_func("/iothread-holder-users/balloon", test_balloon);
     qtest_add_func("/iothread-holder-users/colo", test_colo);
     qtest_add_func("/iothread-holder-users/colo-stock", test_colo_stock);
+#ifdef CONFIG_LINUX
     qtest_add_func("/iothread-holder-users/block", test_block);
     qtest_add_func("/iothread-holder-users/export-stock", test_export_stock);
     qtest_add_func("/iothread-holder-users/node-stock", test_node_stock);
     qtest_add_func("/iothread-holder-users/move-export", test_move_export);
     qtest_add_func("/iothread-holder-users/move-export-stock",
                    test_move_export_stock);
+#endif
     qtest_add_func("/iothread-holder-users/monitors", test_monitors);
 
     return g_test_run();
