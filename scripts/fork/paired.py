@@ -145,7 +145,8 @@ GUEST = {f"guest reads {disk}, {queues} queues x {depth}": (disk, queues, depth)
 
 def guest_module() -> ModuleType:
     """The small Linux guest of the functional tests."""
-    path = Path(__file__).parents[1] / "functional/qemu_test/linuxguest.py"
+    path = Path(__file__).parents[2] / (
+        "tests/functional/qemu_test/linuxguest.py")
     spec = importlib.util.spec_from_file_location("linuxguest", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
