@@ -11,7 +11,12 @@
 #include "qemu/main-loop.h"
 
 /*
- * Why the wait in monitor_qmp_stop() ends
+ * It ends in two steps.  monitor_qmp_stop() is for when all is still there: the
+ * command that was begun is executed, and no other one from then on.  Its
+ * answer waits for monitor_qmp_end(), as it always came last: clients know
+ * that nothing follows the answer to quit.
+ *
+ * Why the waits of both end
  *
  * The dispatcher is a coroutine that only the main thread runs, either in
  * iohandler_ctx or, while it executes a coroutine command, in
@@ -26,7 +31,7 @@
  *     flag if it was idle
  * M3. raises global_aio_wait.num_waiters
  * M4. polls iohandler_ctx once without blocking; if the dispatcher has
- *     ended, the wait is over
+ *     ended or is parked, the wait is over
  * M5. polls qemu_aio_context, and sleeps there if nothing is ready; goes on
  *     with M4
  *
@@ -46,6 +51,8 @@
  * D4. It is idle, with qmp_dispatcher_co_busy false.  This can not be after
  *     M2, which made it D1 or found it in D1 or D2, and the next thing that
  *     it does after each of D1 to D3 is to see the flag and to end.
+ * D5. It is parked with an answer.  Then monitor_qmp_stop() is over, and
+ *     monitor_qmp_end() has made it D1 before it waits.
  *
  * One pass of M4 is one step of the dispatcher.  It is not repeated until
  * nothing is ready in iohandler_ctx: a descriptor there may always be.
@@ -56,11 +63,32 @@
  *
  * tests/unit/test-qmp-shutdown-model.c tries all interleavings of this.
  */
+static bool parked; /* the dispatcher has an answer; main thread only */
+
+/* Wait until the dispatcher has ended or, if that will do, is parked */
+static void wait_for_dispatcher(bool parked_will_do)
+{
+    AIO_WAIT_WHILE_UNLOCKED(NULL,
+                   (aio_poll(iohandler_get_aio_context(), false),
+                    qatomic_read(&qmp_dispatcher_co) &&
+                    !(parked && parked_will_do)));
+}
+
+void coroutine_fn monitor_qmp_park(void)
+{
+    /* Nobody else wakes us: qmp_dispatcher_co_busy is true */
+    if (qmp_dispatcher_co_shutdown) {
+        parked = true;
+        qemu_coroutine_yield();
+        parked = false;
+    }
+}
+
 void monitor_qmp_stop(void)
 {
     GLOBAL_STATE_CODE();
 
-    if (!qatomic_read(&qmp_dispatcher_co)) {
+    if (!qatomic_read(&qmp_dispatcher_co) || parked) {
         return;
     }
 
@@ -68,8 +96,15 @@ void monitor_qmp_stop(void)
         qmp_dispatcher_co_shutdown = true;
     }
     qmp_dispatcher_co_wake();
+    wait_for_dispatcher(true);
+}
 
-    AIO_WAIT_WHILE_UNLOCKED(NULL,
-                   (aio_poll(iohandler_get_aio_context(), false),
-                    qatomic_read(&qmp_dispatcher_co)));
+void monitor_qmp_end(void)
+{
+    monitor_qmp_stop();
+
+    if (parked) {
+        aio_co_wake(qmp_dispatcher_co);
+        wait_for_dispatcher(false);
+    }
 }

@@ -18,7 +18,7 @@ from .common import Fail, lock, run_logged, say, tail
 QTESTS = ("qos-test", "qmp-test", "qmp-cmd-test", "device-introspect-test",
           "test-hmp", "drive_del-test", "device-plug-test")
 OWN_QTESTS = ("iothread-holder-test", "iothread-holder-users-test",
-              "iothread-holder-xen-test")
+              "iothread-holder-xen-test", "virtio-gpu-blob-test")
 # 1,000 rounds of plug and unplug, without a leak.
 ASAN_QTESTS = OWN_QTESTS[:2]
 MODEL = "tests/stress/iothread-holders.py"

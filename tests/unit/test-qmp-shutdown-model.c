@@ -1,9 +1,9 @@
 /*
  * The end of the QMP dispatcher, as a model: all interleavings
  *
- * A model of monitor_qmp_stop(), the dispatcher and the threads that wake it,
- * small enough to visit each state that they can get into together.  It has
- * the rules of the code as switches, so that it also tells what each of them
+ * A model of monitor_qmp_stop() and _end(), the dispatcher and the threads
+ * that wake it, small enough to visit each state that they can get into
+ * together.  It has the rules of the code as switches, so that it also tells what each of them
  * is good for: with stock's rules, and with any one rule missing, it finds
  * what goes wrong.
  *
@@ -54,7 +54,8 @@ static const char *const fault_names[] = {
 
 /* Where the dispatcher is: first where it yields, then where it runs */
 enum {
-    Y_IDLE, Y_TWICE, Y_COMMAND, Y_TO_MAIN, Y_IN_MAIN, Y_BACK, Y_END, ENDED,
+    Y_IDLE, Y_TWICE, Y_COMMAND, Y_TO_MAIN, Y_IN_MAIN, Y_BACK, Y_PARKED, Y_END,
+    ENDED,
     POP_CLEAR, POP_LOOK, TAKEN, DISPATCH, DISPATCH_2, BACK, END_TAKE, GONE,
 };
 
@@ -64,7 +65,7 @@ enum { T_IDLE, T_XCHG, T_READ, T_WAKE, T_WAKE_2 };
 /* Where the main thread is */
 enum {
     M_LOOP, M_TEAR, M_FLAG, M_WAKE, M_WAITER, M_PASS, M_IN_PASS, M_CHECK,
-    M_POLL, M_IN_POLL, M_STOPPED, M_OVER,
+    M_POLL, M_IN_POLL, M_STOPPED, M_UNPARK, M_OVER,
 };
 
 typedef struct State {
@@ -78,6 +79,7 @@ typedef struct State {
     uint8_t outside;                /* its command waits for the outside */
     uint8_t taken;                  /* it has a request */
     uint8_t main, main_wake;
+    uint8_t last;                   /* it is in monitor_qmp_end() */
     uint8_t thread[THREADS];
     uint8_t left;                   /* requests that may still come */
     uint8_t began;                  /* the state in which the wait began */
@@ -207,7 +209,18 @@ static void enter(Model *m, State *s)
             m->faults |= WRONG_ENTRY;
         }
         s->wanted = 0;
+        if (m->rules.early && s->shutdown) {
+            s->at = Y_PARKED;
+            return; /* yields again at once */
+        }
         s->taken = 0; /* answered */
+        s->at = POP_CLEAR;
+        break;
+    case Y_PARKED:
+        if (!s->last) {
+            m->faults |= WRONG_ENTRY;
+        }
+        s->taken = 0;
         s->at = POP_CLEAR;
         break;
     case Y_END:
@@ -408,10 +421,7 @@ static bool main_step(Model *m, State s)
     case M_TEAR: /* draining and so on polls qemu_aio_context */
         s.torn = 1;
         run_main(m, s, M_TEAR);
-        s.main = rules->early ? M_OVER : M_FLAG;
-        if (s.main == M_OVER && !idle(&s)) {
-            return true; /* iothread_stop() waits for it */
-        }
+        s.main = rules->early ? M_UNPARK : M_FLAG;
         break;
     case M_FLAG: /* monitor_lock held */
         s.shutdown = 1;
@@ -442,7 +452,7 @@ static bool main_step(Model *m, State s)
         s.main = M_CHECK;
         break;
     case M_CHECK:
-        s.main = s.co ? M_POLL : M_STOPPED;
+        s.main = s.co && (s.at != Y_PARKED || s.last) ? M_POLL : M_STOPPED;
         break;
     case M_POLL:
         if (s.waiters) {
@@ -456,10 +466,22 @@ static bool main_step(Model *m, State s)
         break;
     case M_STOPPED:
         s.waiters = 0;
-        if (!rules->early && !idle(&s)) {
+        if (rules->early && !s.last) {
+            s.main = M_TEAR;
+            break;
+        }
+        if (!idle(&s)) {
             return true; /* iothread_stop() waits for it */
         }
-        s.main = rules->early ? M_TEAR : M_OVER;
+        s.main = M_OVER;
+        break;
+    case M_UNPARK:
+        s.last = 1;
+        s.main = M_STOPPED;
+        if (s.at == Y_PARKED) {
+            schedule(m, &s);
+            s.main = M_WAITER;
+        }
         break;
     case M_OVER:
         return true;
