@@ -10,8 +10,9 @@
  * that QTEST_QEMU_STOCK_BINARY names, and show how it fails there. They are
  * skipped where that is not set.
  *
- * VIRTIO_GPU_BLOB_SEED and VIRTIO_GPU_BLOB_COUNT are for the random test: it
- * says them where it fails, and with them it does the same again.
+ * The random test takes VIRTIO_GPU_BLOB_SEED, _COUNT (of commands and resets)
+ * and _STEPS. Where it fails it says them, and with them it does the same
+ * again.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -1399,6 +1400,8 @@ typedef struct Random {
     Expected expected[RANDOM_PENDING];
     int pending;
     unsigned commands, resets;
+    unsigned step;
+    const char *steps;
 } Random;
 
 static int pick(Random *r, int n)
@@ -1576,23 +1579,52 @@ static void tell_seed(void *opaque)
 {
     Random *r = opaque;
 
-    fprintf(stderr, "# to see it again: VIRTIO_GPU_BLOB_SEED=%u "
-            "VIRTIO_GPU_BLOB_COUNT=%u\n", random_seed,
-            r->commands + r->resets);
+    fprintf(stderr, "# failed in step %u; to see it again: "
+            "VIRTIO_GPU_BLOB_SEED=%u VIRTIO_GPU_BLOB_STEPS=%s\n", r->step,
+            random_seed, r->steps);
+}
+
+/*
+ * A step depends on the seed and on its number only, so that the others can
+ * be left out, to find those that a failure takes.
+ */
+static void random_numbered_step(Random *r, unsigned step)
+{
+    r->step = step;
+    g_rand_set_seed(r->rand, random_seed + step * 2654435761u);
+    random_step(r);
+}
+
+/* The steps are as "0-17,20"; @count commands and resets are enough */
+static void random_steps(Random *r, uint32_t count)
+{
+    g_auto(GStrv) parts = g_strsplit(r->steps, ",", 0);
+
+    for (int i = 0; parts[i]; i++) {
+        unsigned from, to;
+        int n = sscanf(parts[i], "%u-%u", &from, &to);
+
+        g_assert_cmpint(n, >=, 1);
+        to = n == 2 ? to : from;
+        for (; from <= to && r->commands + r->resets < count; from++) {
+            random_numbered_step(r, from);
+        }
+    }
 }
 
 static void test_random(void)
 {
     uint32_t count = number("VIRTIO_GPU_BLOB_COUNT",
                             g_test_slow() ? 50000 : 3000);
-    Random r = { .g = gpu_new(false) };
+    Random r = {
+        .g = gpu_new(false),
+        .steps = getenv("VIRTIO_GPU_BLOB_STEPS") ?: "0-1000000",
+    };
 
     random_seed = number("VIRTIO_GPU_BLOB_SEED", g_test_rand_int());
     r.rand = g_rand_new_with_seed(random_seed);
     qtest_add_abrt_handler(tell_seed, &r);
-    while (r.commands + r.resets < count) {
-        random_step(&r);
-    }
+    random_steps(&r, count);
     random_check(&r);
     random_reset(&r);
     random_wait(&r);
