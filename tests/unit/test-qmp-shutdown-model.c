@@ -3,9 +3,9 @@
  *
  * A model of monitor_qmp_stop() and _end(), the dispatcher and the threads
  * that wake it, small enough to visit each state that they can get into
- * together.  It has the rules of the code as switches, so that it also tells what each of them
- * is good for: with stock's rules, and with any one rule missing, it finds
- * what goes wrong.
+ * together.  It has the rules of the code as switches, so that it also tells
+ * what each of them is good for: with stock's rules, and with any one rule
+ * missing, it finds what goes wrong.
  *
  * One step is what no other thread can look into: one access to something
  * that threads share.  Accesses are taken as sequentially consistent, as the
