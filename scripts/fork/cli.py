@@ -149,7 +149,8 @@ def bench(builder: Builder, rows: list[str]) -> int:
     out = builder.repo.build / "bench"
     out.mkdir(exist_ok=True)
     return builder.env.foreground([
-        "python3", builder.repo.root / "scripts" / "fork" / "paired.py",
+        "python3", "-B",
+        builder.repo.root / "scripts" / "fork" / "paired.py",
         "--json", out / "paired.json",
         *(builder.folder(tree) / "qemu-system-x86_64" for tree in trees),
         *rows])

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import socket
 import statistics
@@ -23,6 +22,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Callable, Iterator
 
+from demo import load_guest
+
 MAPPING = [{"iothread": "io0"}, {"iothread": "io1"}]
 IOTHREADS = 64
 DISK_MIB = 64
@@ -32,12 +33,12 @@ class Qemu:
     """A QEMU that can be asked by QMP, and its guest's console."""
 
     def __init__(self, binary: str, folder: Path, args: list[str]) -> None:
-        self.paths = [folder / "qmp", folder / "console"]
+        paths = folder / "qmp", folder / "console"
         words = [binary, "-display", "none"]
-        for path, option in zip(self.paths, ("-qmp", "-serial")):
+        for path, option in zip(paths, ("-qmp", "-serial")):
             words += [option, f"unix:{path},server=on,wait=off"]
         self.process = subprocess.Popen(words + args)
-        self.qmp, self.console = map(self._connect, self.paths)
+        self.qmp, self.console = map(self._connect, paths)
         self.stream = self.qmp.makefile("rw")
         self.stream.readline()
         self.cmd("qmp_capabilities")
@@ -91,34 +92,16 @@ def bare() -> list[str]:
     return args
 
 
-def unplug(qemu: Qemu) -> None:
-    qemu.cmd("device_del", id="d0")
-    # Without a guest, it is a reset that completes the unplug.
-    qemu.stream.write('{ "execute": "system_reset" }\n')
-    qemu.stream.flush()
-    qemu.deleted("d0")
-
-
-def plug_blk(qemu: Qemu) -> None:
-    for _ in range(100):
-        qemu.cmd("device_add", driver="virtio-blk-pci", id="d0", drive="n0",
-                 iothread="io0")
-        unplug(qemu)
-
-
-def plug_mapping(qemu: Qemu) -> None:
-    for _ in range(100):
-        qemu.cmd("device_add", **{
-            "driver": "virtio-blk-pci", "id": "d0", "drive": "n0",
-            "num-queues": 4, "iothread-vq-mapping": MAPPING})
-        unplug(qemu)
-
-
-def plug_scsi(qemu: Qemu) -> None:
-    for _ in range(100):
-        qemu.cmd("device_add", driver="virtio-scsi-pci", id="d0",
-                 iothread="io0")
-        unplug(qemu)
+def plug(**device: object) -> Callable[[Qemu], None]:
+    def rounds(qemu: Qemu) -> None:
+        for _ in range(100):
+            qemu.cmd("device_add", id="d0", **device)
+            qemu.cmd("device_del", id="d0")
+            # Without a guest, it is a reset that completes the unplug.
+            qemu.stream.write('{ "execute": "system_reset" }\n')
+            qemu.stream.flush()
+            qemu.deleted("d0")
+    return rounds
 
 
 def query(qemu: Qemu) -> None:
@@ -132,26 +115,19 @@ def commands(qemu: Qemu) -> None:
 
 
 BARE: dict[str, Callable[[Qemu], None]] = {
-    "plug and unplug virtio-blk": plug_blk,
-    "plug and unplug virtio-blk, mapped": plug_mapping,
-    "plug and unplug virtio-scsi": plug_scsi,
+    "plug and unplug virtio-blk": plug(
+        driver="virtio-blk-pci", drive="n0", iothread="io0"),
+    "plug and unplug virtio-blk, mapped": plug(**{
+        "driver": "virtio-blk-pci", "drive": "n0", "num-queues": 4,
+        "iothread-vq-mapping": MAPPING}),
+    "plug and unplug virtio-scsi": plug(
+        driver="virtio-scsi-pci", iothread="io0"),
     f"query-iothreads, {IOTHREADS} IOThreads": query,
     "QMP command": commands}
 # Guest rows: disk, queues, requests at a time.
 GUEST = {f"guest reads {disk}, {queues} queues x {depth}": (disk, queues, depth)
          for disk in ("virtio-blk", "virtio-scsi")
          for queues, depth in ((1, 1), (4, 8))}
-
-
-def guest_module() -> ModuleType:
-    """The small Linux guest of the functional tests."""
-    path = Path(__file__).parents[2] / (
-        "tests/functional/qemu_test/linuxguest.py")
-    spec = importlib.util.spec_from_file_location("linuxguest", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def guest(linux: ModuleType, folder: Path) -> list[str]:
@@ -247,7 +223,7 @@ def main() -> None:
             found += [measure(name, both, BARE[name], args.rounds)
                       for name in rows]
     if rows := list(filter(wanted, GUEST)):
-        linux = guest_module()
+        linux = load_guest()
         with tempfile.TemporaryDirectory(prefix="bench-") as name, \
                 pair(args.binaries, guest(linux, Path(name))) as both:
             consoles = {qemu: linux.GuestConsole(qemu.console)
