@@ -31,7 +31,25 @@ COMPILERS = ["--cc=ccache gcc", "--cxx=ccache g++"]
 
 FIRMWARE = ("/usr/share/seabios", "/usr/share/qemu", "/usr/lib/ipxe/qemu")
 TESTS = "meson-test-prereq"  # meson's name for all that tests need
-FULL = ("--target-list=x86_64-softmmu,aarch64-softmmu,s390x-softmmu",)
+# What forks build beside the usual: files that are absent then must not be
+# missed, by the compiler or by the linker.
+CONFIGURATIONS: dict[str, tuple[str, ...]] = {
+    "clang": ("--cc=ccache clang", "--cxx=ccache clang++"),
+    "targets": ("--target-list=aarch64-softmmu,s390x-softmmu",),
+    "bare": ("--disable-xen", "--disable-vfio-user-server",
+             "--disable-multiprocess", "--disable-virglrenderer",
+             "--disable-opengl", "--disable-sdl", "--disable-fuse",
+             "--disable-linux-io-uring", "--disable-linux-aio"),
+    "tools": ("--target-list=", "--disable-system"),
+    "agent": ("--target-list=", "--disable-system", "--disable-tools",
+              "--disable-xen", "--disable-opengl", "--disable-virglrenderer",
+              "--disable-vfio-user-server", "--disable-multiprocess",
+              "--enable-guest-agent", "--cxx=/nonexistent"),
+    "user": ("--target-list=x86_64-linux-user", "--enable-linux-user",
+             "--disable-system", "--disable-tools", "--disable-xen",
+             "--disable-opengl", "--disable-virglrenderer",
+             "--disable-vfio-user-server", "--disable-multiprocess",
+             "--cxx=/nonexistent")}
 
 
 @dataclass(frozen=True)
@@ -43,7 +61,7 @@ class Tree:
 
     @staticmethod
     def pick(stock: bool = False, asan: bool = False, tsan: bool = False,
-             full: bool = False) -> list["Tree"]:
+             configurations: tuple[str, ...] = ()) -> list["Tree"]:
         """The trees that the options of `build` ask for."""
         kinds: list[tuple[str, tuple[str, ...]]] = []
         if asan:
@@ -51,8 +69,7 @@ class Tree:
         if tsan:
             # gcc warns of stock code when it adds this sanitizer.
             kinds.append(("tsan", ("--enable-tsan", "--disable-werror")))
-        if full:
-            kinds.append(("full", FULL))
+        kinds += [(name, CONFIGURATIONS[name]) for name in configurations]
         if not kinds:
             return [Tree("stock", True) if stock else Tree("patched")]
         return [Tree(f"stock-{name}" if stock else name, stock, options)
@@ -159,10 +176,16 @@ class Builder:
                 link.unlink(missing_ok=True)
                 link.symlink_to(f"{place}/{file.name}")
 
+    def unit_tests(self, name: str, folder: Path) -> None:
+        log = self.repo.log / f"unit-{name}.log"
+        self.env.step(f"unit tests of {name}", [
+            "pyvenv/bin/meson", "test", "--no-rebuild", "--suite", "unit",
+            "--print-errorlogs"], log, cwd=folder, timeout=1800)
+
     # --- Every change of the series ---------------------------------------
 
-    def each(self) -> None:
-        """Builds and unit-tests the tree after each change in turn."""
+    def each(self, tree: Tree) -> None:
+        """Builds and unit-tests the source after each change in turn."""
         need_space(self.repo.root, 8, "build/each")
         self.environment()
         self.sources()
@@ -170,21 +193,18 @@ class Builder:
         outcomes = commits(git, base, Series.load(self.repo).changes)
         tip(outcomes, base)
         source = self.repo.build / "each" / "src"
-        folder = self.repo.build / "each" / "build"
+        folder = self.repo.build / "each" / tree.name
         if not (source / ".git").exists():
             remove(source)
             git("worktree", "prune")
             git("worktree", "add", "-q", "--force", "--detach", str(source),
                 base)
-        tree = type(git)(source)
+        work = type(git)(source)
         for number, outcome in enumerate(outcomes, 1):
             name = outcome.change.name
             say(f"--- {number}/{len(outcomes)} {name}")
-            tree("reset", "-q", "--hard", outcome.commit)
+            work("reset", "-q", "--hard", outcome.commit)
             placeholders(source)
-            self.make(f"each {name}".replace("/", "-"), source, folder,
-                      (), ("all", TESTS))
-            log = self.repo.log / f"each-{name.replace('/', '-')}.log"
-            self.env.step(f"unit tests after {name}", [
-                "pyvenv/bin/meson", "test", "--no-rebuild", "--suite",
-                "unit", "--print-errorlogs"], log, cwd=folder, timeout=1800)
+            name = f"{tree.name} {name}".replace("/", "-")
+            self.make(name, source, folder, tree.options, ("all", TESTS))
+            self.unit_tests(name, folder)

@@ -9,8 +9,8 @@ import signal
 import sys
 from typing import Iterator, NoReturn
 
-from . import check, deliver, tests
-from .build import Builder, Tree
+from . import check, deliver, tests, upstream
+from .build import CONFIGURATIONS, Builder, Tree
 from .common import Fail, Repo, kill_all, lock, speak_aside
 
 EPILOG = """All that is built or fetched goes to build/ and may be removed.
@@ -46,15 +46,22 @@ def parser() -> argparse.ArgumentParser:
     test.add_argument("names", nargs="*", metavar="NAME",
                       help="a suite, or suite/test; suites: "
                       + " ".join(tests.SUITES))
+    test.add_argument("--upstream", action="store_true",
+                      help="QEMU's own tests instead, on stock and on the "
+                      "patched QEMU: what differs; NAME is a part of a name")
     build = add("build", "build the patched QEMU, under build/patched")
     for option, text in (
             ("stock", "QEMU without the series, under build/stock"),
             ("asan", "with the address and undefined sanitizers"),
             ("tsan", "with the thread sanitizer"),
-            ("full", "for more targets: aarch64 and s390x too"),
+            ("full", "in each of the configurations that forks build "
+             "beside the usual, with its unit tests"),
             ("each", "every change of the series, one after the other, "
              "each with its unit tests")):
         build.add_argument(f"--{option}", action="store_true", help=text)
+    build.add_argument("--configuration", metavar="NAME", action="append",
+                       choices=CONFIGURATIONS, default=[],
+                       help="in one of these: " + ", ".join(CONFIGURATIONS))
     run = add("exec", "run a command in the build environment; QEMU_BUILD "
               "names the build folder")
     run.add_argument("--stock", action="store_true",
@@ -98,13 +105,15 @@ def dispatch(repo: Repo, args: argparse.Namespace) -> int:
     builder = Builder(repo, args.source, args.mirror, args.native)
     if name == "build":
         with lock(repo):
-            trees = Tree.pick(args.stock, args.asan, args.tsan, args.full)
-            if not args.each or args.asan or args.tsan or args.full \
-                    or args.stock:
-                for tree in trees:
-                    builder.build(tree)
-            if args.each:
-                builder.each()
+            wanted = tuple(CONFIGURATIONS if args.full
+                           else args.configuration)
+            for tree in Tree.pick(args.stock, args.asan, args.tsan, wanted):
+                if args.each and not tree.stock:
+                    builder.each(tree)
+                    continue
+                builder.build(tree)
+                if tree.name.removeprefix("stock-") in wanted:
+                    builder.unit_tests(tree.name, builder.folder(tree))
         return 0
     if name == "export":
         with lock(repo):
@@ -117,6 +126,8 @@ def dispatch(repo: Repo, args: argparse.Namespace) -> int:
             builder.sources()
             return check.report(check.run(builder))
     if name == "test":
+        if args.upstream:
+            return upstream.run(builder, args.names)
         return tests.run(builder, args.names)
     if name == "bench":
         return bench(builder, args.rows)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What ./fork build sets up; the compiler itself is not run here."""
 import unittest
+from typing import Any
 from unittest import mock
 
 from sandbox import CHANGES, Sandbox
@@ -12,17 +13,30 @@ from fork.common import Fail
 
 class Trees(unittest.TestCase):
     def test_names(self) -> None:
-        def names(**options: bool) -> list[str]:
+        def names(**options: Any) -> list[str]:
             return [tree.name for tree in Tree.pick(**options)]
         self.assertEqual(names(), ["patched"])
         self.assertEqual(names(stock=True), ["stock"])
         self.assertEqual(names(asan=True, tsan=True), ["asan", "tsan"])
-        self.assertEqual(names(stock=True, full=True), ["stock-full"])
+        self.assertEqual(names(stock=True, configurations=("tools", "clang")),
+                         ["stock-tools", "stock-clang"])
 
     def test_sanitizers_are_asked_for(self) -> None:
         (tree,) = Tree.pick(asan=True)
         self.assertIn("--enable-asan", tree.options)
         self.assertFalse(tree.stock)
+
+
+class Folders(Sandbox):
+    def test_side_by_side(self) -> None:
+        """Under the same relative path, or the compiler cache misses."""
+        builder = Builder(self.repo)
+        self.assertEqual(
+            [str(builder.folder(tree).relative_to(self.repo.build))
+             for stock in (False, True)
+             for tree in Tree.pick(stock, configurations=("tools",))
+             + Tree.pick(stock)],
+            ["patched/tools", "patched/build", "stock/tools", "stock/build"])
 
 
 class Each(Sandbox):
@@ -42,7 +56,7 @@ class Each(Sandbox):
                 mock.patch.object(builder, "make", make), \
                 mock.patch.object(builder.env, "step") as step:
             try:
-                builder.each()
+                builder.each(Tree("patched"))
             except Fail as error:
                 self.assertIn("does not compile", str(error))
         self.assertEqual(step.call_count, len(built))
