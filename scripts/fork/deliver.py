@@ -51,7 +51,7 @@ def apply(repo: Repo, folder: str, topic: str | None, signoff: bool
             new = tip(outcomes, head)
         except Fail as error:
             way = ("it is applied already"
-                   if all(o.status in ("is there already", "not tried")
+                   if all(o.status == "is there already"
                           for o in outcomes) else
                    "docs/rebase.md tells how to make the series fit")
             raise Fail(f"{error}; {path} is as it was; {way}") from None

@@ -247,7 +247,8 @@ def commits(git: Git, base: str, changes: Iterable[Change], *,
 
     git's environment may send the new objects elsewhere. three_way: git
     sees the blobs that the patches were made for, so where a patch alone
-    does not fit, a clean merge will do. Stops at the first that does not fit.
+    does not fit, a clean merge will do. After the first that does not fit
+    there are no more commits: the rest is tried for the report, without it.
     """
     outcomes = [Outcome(change) for change in changes]
     with tempfile.TemporaryDirectory(prefix="fork-") as folder:
@@ -257,7 +258,11 @@ def commits(git: Git, base: str, changes: Iterable[Change], *,
         for number, outcome in enumerate(outcomes, 1):
             change = outcome.change
             if not _stage(index, outcome, three_way, Path(folder)):
-                break
+                parent = ""
+            elif not parent:
+                outcome.status = "would fit"
+            if not parent:
+                continue
             message = change.message
             if signoff:
                 message = git("interpret-trailers", "--no-divider",

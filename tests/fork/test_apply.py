@@ -78,7 +78,7 @@ class Apply(Sandbox):
         self.assertIn("holders/users: does not fit", said)
         self.assertIn("iothread.c hunk 2 (line 82)", said)
         self.assertNotIn("hunk 1", said)
-        self.assertIn("shutdown/kick: not tried", said)
+        self.assertIn("shutdown/kick: would fit", said)
 
     def test_file_is_gone(self) -> None:
         self.git(self.qemu, "rm", "-q", "monitor/monitor.c")
