@@ -22,7 +22,9 @@ OWN_QTESTS = ("iothread-holder-test", "iothread-holder-users-test",
 # 1,000 rounds of plug and unplug, without a leak; random virtio-gpu commands.
 ASAN_QTESTS = (*OWN_QTESTS[:2], "virtio-gpu-blob-test")
 MODEL = "tests/stress/iothread-holders.py"
-SANITIZERS = ("", "address,undefined", "thread")
+# How the units are built: name, meson's sanitizers, compiler.
+UNITS = (("plain", "", ""), ("address", "address,undefined", ""),
+         ("thread", "thread", ""), ("fuzz", "address,undefined", "clang"))
 
 
 @dataclass
@@ -190,12 +192,11 @@ def suite_fork(session: Session) -> list[Result]:
 
 
 def suite_units(session: Session) -> list[Result]:
-    """The C++ units alone, plain and under the sanitizers."""
+    """The units alone, plain, under the sanitizers, and fuzzed."""
     repo, found = session.builder.repo, []
     session.environment()
     env = session.builder.env
-    for kind in SANITIZERS:
-        name = kind.split(",")[0] or "plain"
+    for name, kind, compiler in UNITS:
         folder = repo.build / f"units-{name}"
         log = repo.log / f"units-{name}.log"
         if not (folder / "build.ninja").exists():
@@ -204,7 +205,9 @@ def suite_units(session: Session) -> list[Result]:
             # meson makes sense of a half-made folder by --wipe only.
             wipe = ["--wipe"] if folder.exists() else []
             if env.logged(["meson", "setup", *wipe, folder, repo.root,
-                           *more], log, timeout=600):
+                           *more], log, timeout=600,
+                          env={"CC": compiler, "CXX": f"{compiler}++"}
+                          if compiler else {}):
                 found.append(Result(name, "failed", "meson setup: "
                                     f"{tail(log, 1)} ({log})"))
                 continue
