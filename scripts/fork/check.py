@@ -11,7 +11,7 @@ from . import mirror
 from .build import Builder
 from .common import Fail, Repo, remove, say
 from .gitrepo import Git
-from .series import (Outcome, Series, commits, from_commit, tip)
+from .series import (COVER, Outcome, Series, commits, from_commit, tip)
 
 # All that is tracked here belongs to QEMU: a change has to name it.
 IN_TREE = re.compile(r"[^/]+\.(cc|c|h)$|(block|hw|monitor|net|qapi|include|"
@@ -60,7 +60,8 @@ def files_agree(repo: Repo, series: Series) -> Item:
             if path in listed:
                 item.errors.append(f"{change.name} has hunks for {path}, "
                                    f"which {listed[path]} adds")
-    names = {f"{c.name}.patch" for c in series.changes} | {"series"}
+    names = {f"{c.name}.patch" for c in series.changes} | {"series"} | {
+        f"{topic}/{COVER}" for topic in series.topics}
     for file in sorted(repo.patches.rglob("*")):
         name = str(file.relative_to(repo.patches))
         if file.is_file() and name not in names:
@@ -68,6 +69,12 @@ def files_agree(repo: Repo, series: Series) -> Item:
     for path in tracked(repo):
         if IN_TREE.match(path) and path not in listed:
             item.errors.append(f"{path} is not named in patches/series")
+    for topic in series.topics:
+        cover = repo.patches / topic / COVER
+        if any(len(line) > 72 for line in
+               (text(cover) if cover.exists() else "").split("\n")):
+            item.errors.append(f"patches/{topic}/{COVER} has a line of more "
+                               "than 72 columns, too long for a mail")
     return item
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from .base import Base
 from .common import Fail, Repo, remove, say
 from .gitrepo import EMAIL, NAME, Git
-from .series import Series, commits, report, tip
+from .series import COVER, Series, commits, report, tip
 
 
 # --- apply ----------------------------------------------------------------
@@ -172,7 +172,10 @@ Subject: [PATCH {zero}/{total}] Fork series for QEMU {base.version}{
         if change.topic != last:
             needs = series.topics[change.topic]
             text += f"\n{change.topic}" + (
-                f" (after {', '.join(needs)})" if needs else "") + ":\n"
+                f" (after {', '.join(needs)})" if needs else "") + ":\n\n"
+            cover = series.repo.root / "patches" / change.topic / COVER
+            if cover.exists():
+                text += cover.read_text() + "\n"
             last = change.topic
         text += f"  {number:{len(str(total))}}  {change.subject}\n"
     stat = git("diff-tree", "--stat=72", "--summary", "--no-renames",

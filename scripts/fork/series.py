@@ -28,6 +28,7 @@ from .common import Fail, Repo, remove, write
 from .gitrepo import HUNKS, Git
 
 INDENT = "    "
+COVER = "cover.txt"  # in a topic's folder: what the cover letter says of it
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]*/[a-z0-9][a-z0-9.-]*")
 
 

@@ -41,6 +41,12 @@ class Check(Sandbox):
         put(self.root, {"patches/build/other.patch": "x: y\n\nz\n---\n"})
         self.found("series", "patches/build/other.patch is not in")
 
+    def test_cover_text(self) -> None:
+        put(self.root, {"patches/build/cover.txt": "x" * 72 + "\n"})
+        self.assertEqual(self.static(), {})
+        put(self.root, {"patches/build/cover.txt": "x" * 73 + "\n"})
+        self.found("series", "cover.txt has a line of more than 72")
+
     def test_unlisted_file(self) -> None:
         put(self.root, {"hw/virtio/new.c": "/* new */\n"})
         self.found("series", "hw/virtio/new.c is not named")

@@ -46,6 +46,13 @@ class Export(Sandbox):
             self.assertIn(message.split("\n")[0], cover)
         self.assertIn("5 files changed", cover)
 
+    def test_cover_says_what_a_topic_is_for(self) -> None:
+        put(self.root, {"patches/holders/cover.txt": "Who holds it.\n"})
+        self.export()
+        cover = (self.mails / "0000-cover-letter.txt").read_text()
+        self.assertIn("holders (after build):\n\nWho holds it.\n\n  2  ",
+                      cover)
+
     def test_same_bytes(self) -> None:
         self.export()
         before = snapshot(self.mails)
