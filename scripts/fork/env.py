@@ -22,6 +22,7 @@ device-tree-compiler
 python3 python3-dev python3-venv python3-pycotap python3-packaging
 libglib2.0-dev libpixman-1-dev libfdt-dev zlib1g-dev libzstd-dev
 libvirglrenderer-dev libepoxy-dev libgbm-dev libsdl2-dev
+libegl-dev libgles-dev squashfs-tools
 libaio-dev liburing-dev libslirp-dev libfuse3-dev libcap-ng-dev
 libseccomp-dev libxen-dev libcmocka-dev libjson-c-dev
 libasan8 libtsan2 libubsan1 libgl1-mesa-dri mesa-vulkan-drivers
@@ -29,6 +30,8 @@ xvfb xauth socat busybox-static seabios ipxe-qemu qemu-system-data
 ca-certificates
 """.split()
 PACKAGES_HASH = hashlib.sha256(" ".join(PACKAGES).encode()).hexdigest()
+# Only unpacked, for a guest.
+GUEST_PACKAGES = ["libgl1-mesa-dri", "libegl1", "libgles2", "kmscube"]
 
 # What a command there sees of the caller's environment.
 PASSED = re.compile(r"TERM|V|DISPLAY|(QEMU|QTEST|G|MALLOC|FORK)_.*|"
@@ -259,6 +262,41 @@ class Env:
                 rm ./linux-image-*.deb
                 """], log, cwd=partial, timeout=1800,
                 way_out="check the network")
+
+    def guest_mesa(self) -> None:
+        """A user space for that guest: OpenGL, and a program that draws."""
+        self.guest()
+        image = self.repo.guest / "mesa"
+        if image.exists():
+            return
+        need_space(self.repo.root, 1, "the guest's user space")
+        log = self.repo.log / "guest-mesa.log"
+        with whole(image) as partial:
+            partial.mkdir()
+            # All that they depend on, as if nothing were installed; out of
+            # date lists of packages show when one of these is not found.
+            # Not compressed: the guest is slower than the disk.
+            self.step("guest: Debian's Mesa", ["sh", "-ec", """
+                apt() { apt-get -q -o APT::Sandbox::User=root "$@"; }
+                fetch() {
+                    names=$(apt -s -o Dir::State::Status=/dev/null \
+                                --no-install-recommends install "$@" |
+                            sed -n 's/^Inst \\([^ ]*\\).*/\\1/p')
+                    [ "$names" ] && apt download $names
+                }
+                fetch "$@" || { apt update; fetch "$@"; }
+                mkdir root root/dev root/proc root/sys root/tmp
+                ln -s usr/lib usr/lib64 root
+                for deb in *.deb; do
+                    dpkg-deb -x "$deb" root
+                done
+                rm -rf root/usr/share/doc root/usr/share/locale
+                mksquashfs root root.squashfs -quiet -no-progress \
+                    -no-xattrs -noI -noD -noF -all-root -all-time 0 \
+                    -mkfs-time 0
+                rm -r root *.deb
+                """, "guest-mesa", *GUEST_PACKAGES], log, cwd=partial,
+                timeout=1800, way_out="check the network")
 
 
 INSTALL = ["apt-get", "-q", "-y", "--no-install-recommends", "-o",

@@ -272,7 +272,7 @@ def own(session: Session, folder: str) -> list[Path]:
 def suite_functional(session: Session) -> list[Result]:
     session.build("patched", "stock")
     with lock(session.builder.repo):
-        session.builder.env.guest()
+        session.builder.env.guest_mesa()
     source = session.builder.repo.work
     found = []
     for file in own(session, "tests/functional/x86_64"):

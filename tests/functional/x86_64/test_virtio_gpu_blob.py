@@ -11,12 +11,9 @@ from the host's kernel package, see qemu_test/linuxguest.py: without that file
 """
 
 import logging
-import os
-import shutil
-import subprocess
-from typing import Optional
 
 from qemu_test import QemuSystemTest
+from qemu_test.xserver import start_xserver
 try:
     from qemu_test.linuxguest import GuestConsole, GuestMissing, guest_args
     HAVE_GUEST = True
@@ -32,30 +29,6 @@ class VirtioGPUBlob(QemuSystemTest):
     """A guest with a virtio-gpu-gl-pci that offers blobs."""
 
     timeout = 900
-    xserver: Optional['subprocess.Popen[bytes]'] = None
-
-    def start_xserver(self) -> str:
-        """Start an X server that ends with the test, return its display."""
-        if not shutil.which('Xvfb'):
-            self.skipTest('no Xvfb')
-        read, write = os.pipe()
-        self.xserver = subprocess.Popen(
-            ['Xvfb', '-displayfd', str(write), '-screen', '0',
-             '1280x1024x24', '-nolisten', 'tcp', '-noreset'],
-            pass_fds=[write], stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL)
-        os.close(write)
-        with os.fdopen(read) as stream:
-            number = stream.readline().strip()
-        if not number:
-            self.skipTest('Xvfb cannot be started')
-        return f':{number}'
-
-    def tearDown(self) -> None:
-        super().tearDown()
-        if self.xserver:
-            self.xserver.terminate()
-            self.xserver.wait()
 
     def check_guest(self) -> None:
         """Wait for the guest, and see that its driver drives the device."""
@@ -92,9 +65,7 @@ class VirtioGPUBlob(QemuSystemTest):
         except GuestMissing as missing:
             self.skipTest(str(missing))
 
-        display = self.start_xserver()
-        os.environ.update(DISPLAY=display, LIBGL_ALWAYS_SOFTWARE='1',
-                          SDL_VIDEODRIVER='x11')
+        start_xserver(self)
         self.vm.set_console()
         self.vm.add_args(
             *args, '-smp', '1', '-vga', 'none', '-display', 'sdl,gl=on',
