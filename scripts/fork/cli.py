@@ -85,9 +85,11 @@ def parser() -> argparse.ArgumentParser:
     refresh.add_argument("--force", action="store_true",
                          help="even over changes in patches/")
     bench = add("bench", "measure the patched QEMU against stock, in turn; "
-                "table here, all figures in build/bench")
+                "table here, chart and all figures in build/bench")
     bench.add_argument("rows", nargs="*", metavar="ROW",
                        help="part of a row's name")
+    bench.add_argument("--quick", action="store_true",
+                       help="few rounds: do all rows work?")
     add("check", "check that series and files agree, and their style")
     return main
 
@@ -130,7 +132,7 @@ def dispatch(repo: Repo, args: argparse.Namespace) -> int:
             return upstream.run(builder, args.names)
         return tests.run(builder, args.names)
     if name == "bench":
-        return bench(builder, args.rows)
+        return bench(builder, args.rows, args.quick)
     if args.args:
         speak_aside()
     if name == "exec":
@@ -151,20 +153,17 @@ def dispatch(repo: Repo, args: argparse.Namespace) -> int:
     return builder.env.foreground(["python3", demo, "--qemu", qemu])
 
 
-def bench(builder: Builder, rows: list[str]) -> int:
+def bench(builder: Builder, rows: list[str], quick: bool) -> int:
     trees = [Tree("stock", True), Tree("patched")]
     with lock(builder.repo):
         for tree in trees:
             builder.build(tree)
         builder.env.guest()
-    out = builder.repo.build / "bench"
-    out.mkdir(exist_ok=True)
     return builder.env.foreground([
-        "python3", "-B",
-        builder.repo.root / "scripts" / "fork" / "paired.py",
-        "--json", out / "paired.json",
-        *(builder.folder(tree) / "qemu-system-x86_64" for tree in trees),
-        *rows])
+        "python3", "-B", "-m", "bench", *(["--quick"] if quick else []),
+        "--out", builder.repo.build / "bench",
+        *(builder.folder(tree) for tree in trees), *rows],
+        {"PYTHONPATH": str(builder.repo.root / "scripts")})
 
 
 @contextlib.contextmanager

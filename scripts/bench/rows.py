@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The table of rows: what is measured, and what it has to prove."""
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from functools import partial
+from operator import methodcaller
+from pathlib import Path
+from typing import Any, Callable, ContextManager, Iterator
+
+from . import processes, programs, virtqueue
+from .guest import QUEUES, Guest, guest
+from .processes import QTEST, disks, iothreads
+from .qemu import PROGRAM, Qemu
+from .stats import Bound
+
+# A stock QEMU beside the other shows what two of the same differ by.
+PAIRED = "stock", "again", "patched"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a row is measured on: one of it for each side, side by side."""
+    start: Callable[[Path], ContextManager[Any]]  # from a build folder
+    ready: Callable[[Any], object] = lambda target: None
+    rounds: int = 1  # before it is started again
+    most: int = 1000  # rounds at all
+    sides: tuple[str, ...] = PAIRED
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    meaning: str
+    unit: str
+    setup: Setup
+    # One figure, from what the setup has started
+    sample: Callable[[Any], float]
+    bound: Bound | None = None
+
+
+SAME, SLIGHT = Bound("same"), Bound("ratio", 1.02)
+
+
+def idle(args: list[str], rounds: int, most: int = 1000) -> Setup:
+    """A QEMU that only answers commands."""
+    return Setup(lambda build: Qemu(build, [*QTEST, *args]), Qemu.greet,
+                 rounds, most)
+
+
+def apart(most: int = 1000, sides: tuple[str, ...] = PAIRED) -> Setup:
+    """For figures that start what they need: they get the build folder."""
+    return Setup(contextlib.nullcontext, most=most, sides=sides)
+
+
+# What comes before the colon of a row's name, for titles
+AREAS = {
+    "guest": "I/O of a Linux guest under TCG, queues x requests at a time",
+    "queue": "I/O by virtqueues without a guest, queues x requests",
+    "QMP": "QMP commands", "plug": "Plug and unplug",
+    "query": "query-iothreads, with holders and (stock) without",
+    "holds": "The registry of holds", "shutdown": "Shutdown",
+    "blob": "virtio-gpu blobs", "start": "Start-up",
+    "memory": "Memory at rest", "size": f"Size of {PROGRAM}"}
+
+
+# --- Disks ----------------------------------------------------------------
+
+def io() -> Iterator[Row]:
+    kinds = [(disk, scsi, queues) for disk, scsi in
+             (("virtio-blk", False), ("virtio-scsi", True))
+             for queues in QUEUES]
+    linux = Setup(guest, Guest.ready, rounds=10)
+    for disk, scsi, queues in kinds:
+        for depth, count in ((1, 2048), (32, 8192)):
+            yield Row(
+                f"guest: {disk}, {queues} x {depth}",
+                "a Linux guest under TCG reads 4 KiB from null-co, queues x "
+                "requests at a time: the time of a request", "µs", linux,
+                methodcaller("read", scsi, queues, depth, count), SAME)
+    for disk, scsi, queues in kinds:
+        rings = Setup(partial(virtqueue.disk, scsi=scsi, queues=queues),
+                      rounds=4)
+        for depth, count in ((1, 2000), (32, 1000), (256, 200)):
+            yield Row(
+                f"queue: {disk}, {queues} x {depth}",
+                "the same without a guest, by rings in shared memory: next "
+                "to all of the time is QEMU's", "µs", rings,
+                methodcaller("read", depth, count // queues), SAME)
+
+
+# --- QMP ------------------------------------------------------------------
+
+def timed(rounds: int, run: Callable[[Qemu], object]
+          ) -> Callable[[Qemu], float]:
+    """The milliseconds of one of the rounds."""
+    def sample(qemu: Qemu) -> float:
+        start = time.perf_counter()
+        for _ in range(rounds):
+            run(qemu)
+        return (time.perf_counter() - start) * 1e3 / rounds
+    return sample
+
+
+def batch(qemu: Qemu) -> None:
+    for _ in range(100):
+        qemu.send("query-name")
+    for _ in range(100):
+        qemu.answer()
+
+
+def plug(device: dict[str, object], qemu: Qemu) -> None:
+    qemu.cmd("device_add", id="d0", **device)
+    qemu.cmd("device_del", id="d0")
+    # Without a guest, it is a reset that completes the unplug.
+    qemu.send("system_reset")
+    qemu.deleted("d0")
+
+
+DEVICES: dict[str, dict[str, object]] = {
+    "virtio-blk": {
+        "driver": "virtio-blk-pci", "drive": "n0", "iothread": "io0"},
+    "virtio-blk, mapped": {
+        "driver": "virtio-blk-pci", "drive": "n0", "num-queues": 4,
+        "iothread-vq-mapping": [{"iothread": "io0"}, {"iothread": "io1"}]},
+    "virtio-scsi": {
+        "driver": "virtio-scsi-pci", "iothread": "io0"}}
+
+
+def qmp() -> Iterator[Row]:
+    bare = idle(["-blockdev", "null-co,node-name=n0", *iothreads(64)], 4)
+    yield Row("QMP: one by one", "a QMP command (query-name), from the "
+              "request to its answer", "ms", bare,
+              timed(2000, methodcaller("cmd", "query-name")), SLIGHT)
+    yield Row("QMP: 100 at a time", "100 requests, then 100 answers: the "
+              "time of all", "ms", bare, timed(20, batch), SLIGHT)
+    for name, device in DEVICES.items():
+        yield Row(f"plug: {name}", "device_add, device_del and the reset "
+                  "that completes it", "ms", bare,
+                  timed(30, partial(plug, device)), SLIGHT)
+    for count in (1, 10, 100, 1000):
+        for threads in (1, 8, 64):
+            held = idle([*iothreads(threads), *disks(count, threads)], 10, 10)
+            yield Row(
+                f"query: {count:,} devices on {threads} IOThreads",
+                "query-iothreads; stock does not list holders, so the ratio "
+                "is what listing them costs", "ms", held,
+                timed(2000 // (10 + count),
+                      methodcaller("cmd", "query-iothreads")))
+
+
+# --- Programs and processes -----------------------------------------------
+
+def registry() -> Iterator[Row]:
+    alone = apart(sides=("patched",))
+    for count in (10, 1000, 100000):
+        yield Row(f"holds: get and put, {count:,} holds",
+                  "the registry of holds alone, which stock does not have",
+                  "ns", alone, partial(programs.holds, count=count))
+    yield Row("holds: walk over 100,000", "what a query does with them",
+              "µs", alone, partial(programs.holds, count=100000, walk=True))
+    yield Row("holds: slowest to fastest",
+              "get and put with 10, 1,000 and 100,000 holds: constant time "
+              "is near 1, a tree above 3, a list above 1,000", "", alone,
+              partial(programs.holds, count=None), Bound("value", 2))
+
+
+def process(patched: Path) -> Iterator[Row]:
+    many = iothreads(64)
+    busy = many + disks(8, 64)
+    for load, args in ("", QTEST), (", 64 IOThreads, 8 disks", QTEST + busy):
+        for how in "SIGTERM", "quit":
+            yield Row(f"shutdown: {how}{load}", "to the end of the process",
+                      "ms", apart(), partial(
+                          processes.shutdown, args=args, how=how))
+    yield Row("blob: unmap",
+              "a virtio-gpu blob, under TCG, from the kick to the answer",
+              "ms", apart(8), partial(programs.unmap, patched=patched))
+    yield Row("start: to the greeting", "from exec to the greeting of QMP",
+              "ms", apart(), partial(
+                  processes.start_up, args=["-machine", "none"],
+                  answer=False), SLIGHT)
+    yield Row("start: to the first answer", "from exec to the first answer, "
+              "of a machine pc without a guest", "ms", apart(), partial(
+                  processes.start_up, args=["-machine", "pc", "-S"],
+                  answer=True), SLIGHT)
+    for load, args in ("", QTEST), (", 64 IOThreads", QTEST + many):
+        for what, field, meaning in (
+                ("RSS", "Rss", "all that is in memory"),
+                ("PSS", "Pss", "the same, but shared pages divided by who "
+                 "has them"),
+                ("private", "Private_Dirty", "what it has written")):
+            yield Row(f"memory: {what}{load}", f"at rest: {meaning}", "MiB",
+                      apart(10), partial(
+                          processes.memory, args=args, field=field),
+                      Bound("difference", 1, "MiB"))
+    sizes = {"file": "the file as built, with debug information",
+             "stripped": "the file without symbols"}
+    for what in "file", "stripped", "text", "data", "bss":
+        yield Row(f"size: {what}", f"{PROGRAM}: "
+                  + sizes.get(what, "as the program `size` tells"), "MiB",
+                  apart(1, ("stock", "patched")),
+                  partial(processes.size, what=what))
+
+
+def table(patched: Path) -> list[Row]:
+    return [*io(), *qmp(), *registry(), *process(patched)]
