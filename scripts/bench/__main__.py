@@ -15,7 +15,7 @@ from .chart import chart
 from .measure import Result, measure
 from .rows import Row, table
 
-ROUNDS, QUICK = 20, 2
+ROUNDS, QUICK = 30, 2
 
 
 def show(text: str) -> None:

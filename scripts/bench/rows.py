@@ -177,15 +177,18 @@ def process(patched: Path) -> Iterator[Row]:
                           processes.shutdown, args=args, how=how))
     yield Row("blob: unmap",
               "a virtio-gpu blob, under TCG, from the kick to the answer",
-              "ms", apart(8), partial(programs.unmap, patched=patched))
+              "ms", apart(4), partial(programs.unmap, patched=patched))
+    pc = ["-machine", "pc", "-S"]
     yield Row("start: to the greeting", "from exec to the greeting of QMP",
               "ms", apart(), partial(
                   processes.start_up, args=["-machine", "none"],
                   answer=False), SLIGHT)
     yield Row("start: to the first answer", "from exec to the first answer, "
               "of a machine pc without a guest", "ms", apart(), partial(
-                  processes.start_up, args=["-machine", "pc", "-S"],
-                  answer=True), SLIGHT)
+                  processes.start_up, args=pc, answer=True), SLIGHT)
+    yield Row("start: CPU time", "the same, but only time in which it ran",
+              "ms", apart(), partial(processes.start_up_work, args=pc),
+              SLIGHT)
     for load, args in ("", QTEST), (", 64 IOThreads", QTEST + many):
         for what, field, meaning in (
                 ("RSS", "Rss", "all that is in memory"),

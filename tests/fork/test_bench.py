@@ -8,9 +8,10 @@ import statistics
 import unittest
 from pathlib import Path
 from typing import Any, Iterator
+from unittest import mock
 from xml.etree import ElementTree
 
-import sandbox  # noqa: F401  the path to the modules
+from sandbox import Sandbox
 
 from bench import __main__ as command
 from bench import chart, guest, measure, programs, report, rows, stats
@@ -18,6 +19,7 @@ from bench.measure import Result
 from bench.qemu import Missing
 from bench.rows import Row, Setup
 from bench.stats import BROKEN, FEW, HOLDS, NOISY, Bound, Samples
+from fork import cli
 
 PATHS = {side: Path(side) for side in rows.PAIRED}
 SLIGHT, SAME, MORE = (Bound("ratio", 1.02), Bound("same"),
@@ -234,6 +236,21 @@ class Rows(unittest.TestCase):
         self.assertEqual(made[:6], b"070701")
         self.assertEqual(made[110:119], b"bin/load\0")
         self.assertEqual(made[120:123], b"abc")
+
+
+class Command(Sandbox):
+    def test_words(self) -> None:
+        builder = mock.Mock(repo=self.repo)
+        builder.folder = lambda tree: Path("/build", tree.name)
+        builder.env.foreground.return_value = 0
+        self.assertEqual(cli.bench(builder, ["plug:"], True), 0)
+        words, env = builder.env.foreground.call_args.args
+        self.assertEqual([str(word) for word in words], [
+            "python3", "-B", "-m", "bench", "--quick", "--out",
+            f"{self.root}/build/bench", "/build/stock", "/build/patched",
+            "plug:"])
+        self.assertEqual(env, {"PYTHONPATH": f"{self.root}/scripts"})
+        self.assertEqual(builder.build.call_count, 2)
 
 
 class Reports(unittest.TestCase):
