@@ -9,7 +9,7 @@ import signal
 import sys
 from typing import Iterator, NoReturn
 
-from . import check, deliver, tests, upstream
+from . import check, deliver, stress, tests, upstream
 from .build import CONFIGURATIONS, Builder, Tree
 from .common import Fail, Repo, kill_all, lock, speak_aside
 
@@ -90,6 +90,15 @@ def parser() -> argparse.ArgumentParser:
                        help="part of a row's name")
     bench.add_argument("--quick", action="store_true",
                        help="few rounds: do all rows work?")
+    load = add("stress", "run random jobs with sanitizers and faults until "
+               "the time is over; failures are kept in build/stress")
+    load.add_argument("jobs", nargs="*", metavar="JOB",
+                      help="a job; all of them in turn if none: "
+                      + " ".join(stress.JOBS))
+    load.add_argument("--minutes", type=float, default=30, metavar="N",
+                      help="how long (default: 30)")
+    load.add_argument("--seed", type=int, metavar="S",
+                      help="the same seed gives the same sequences")
     add("check", "check that series and files agree, and their style")
     return main
 
@@ -131,6 +140,8 @@ def dispatch(repo: Repo, args: argparse.Namespace) -> int:
         if args.upstream:
             return upstream.run(builder, args.names)
         return tests.run(builder, args.names)
+    if name == "stress":
+        return stress.run(builder, args.jobs, args.minutes, args.seed)
     if name == "bench":
         return bench(builder, args.rows, args.quick)
     if args.args:
