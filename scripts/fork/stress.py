@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .build import Builder, Tree
-from .common import Fail, kill_all, lock, remove, say, tail, write
+from .common import Fail, kill_all, lock, remove, say, write
 
 PROGRAMS = ("qemu-system-x86_64", "storage-daemon/qemu-storage-daemon")
 TARGETS = {
@@ -106,6 +106,12 @@ def derived(seed: int, job: str, number: int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
+def tail_of(text: str) -> str:
+    """The last line that says something."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1][:200] if lines else "it said nothing"
+
+
 class Runner:
     """Runs jobs in turn; a failure is kept, and all that repeats it."""
 
@@ -169,12 +175,12 @@ class Runner:
             count.failures += bad
         if not bad:
             if code == SKIPPED:
-                say(f"  skipped: {name}: {tail(log, 1)}")
+                say(f"  skipped: {name}: {tail_of(text)}")
             remove(root / out)
             return
         self.keep(name, job, seed, out, words, env)
         why = "hangs" if code == 124 else f"{len(reports)} reports" \
-            if reports and not code else tail(log, 1)[:200]
+            if reports and not code else tail_of(text)
         say(f"  failed: {name}, seed {seed}, after "
             f"{time.monotonic() - begin:.0f} s: {why} ({out})")
 

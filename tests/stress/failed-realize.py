@@ -6,31 +6,32 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-from parts import Job, Qemu, main, null, require
+from parts import Job, Qemu, eventually, main, null, require
 
 THREADS = ["io0", "io1", "io2"]
 NODES = ["n0", "n1", "n2", "n3"]
 SESSION = 60  # steps until everything is taken away
 Args = dict[str, Any]
 
+# Not more than 1,024 queues of virtio-blk: stock QEMU aborts.
+# Not disable-legacy with disable-modern: stock QEMU keeps such a device, and
+# its drive, for ever.
 # The option ROM is looked for when all the rest of a device is there.
 LATE: list[Args] = [{"romfile": "/none"}, {"romfile": "/none", "rombar": 1}]
 BAD: dict[str, list[Args]] = {
     "virtio-blk-pci": LATE * 3 + [
         {"ioeventfd": False}, {"queue-size": 3}, {"queue-size": 4096},
-        {"num-queues": 0}, {"num-queues": 2000}, {"logical_block_size": 3},
+        {"num-queues": 0}, {"logical_block_size": 3},
         {"physical_block_size": 3}, {"drive": "none"}, {"seg-max-adjust": 7},
         {"bootindex": 1}, {"addr": "0x1"}, {"bus": "none"},
         {"max-discard-sectors": 1 << 31}, {"discard_granularity": 3},
         {"iommu_platform": True, "disable-legacy": "off"},
-        {"disable-legacy": "on", "disable-modern": True},
         {"iothread": "none"}, {"iothread": "io0", "iothread-vq-mapping": [
             {"iothread": "io1"}]}],
     "virtio-scsi-pci": LATE * 3 + [
         {"ioeventfd": False}, {"virtqueue_size": 3}, {"num_queues": 0},
         {"num_queues": 2000}, {"addr": "0x1"}, {"iothread": "none"},
-        {"iommu_platform": True, "disable-legacy": "off"},
-        {"disable-legacy": "on", "disable-modern": True}],
+        {"iommu_platform": True, "disable-legacy": "off"}],
     "virtio-balloon-pci": LATE * 3 + [
         {"iothread": "none"}, {"addr": "0x1"}, {"free-page-hint": True},
         {"iommu_platform": True, "disable-legacy": "off"}],
@@ -129,9 +130,10 @@ def fail(job: Job, qemu: Qemu, name: str, args: Args, before: list[Any]
         qemu.unplug([name])
     else:
         job.counts["refused"] += 1
-    after = places(qemu)
-    for was, now in zip(before, after):
-        require(was == now, f"it left traces: {was}\n{now}")
+    require(qemu.holders() == before[0], f"holders were {before[0]}\n"
+            f"are {qemu.holders()}")
+    # RCU lets go of a device, and that of its drive.
+    eventually(lambda: places(qemu) == before, "all is as before")
     for more in job.rng.choice([[], [], [], ["stop"], ["stop", "cont"],
                                 ["cont"], ["system_reset"]]):
         qemu.cmd(more)

@@ -196,10 +196,9 @@ class Job:
         for qemu in self.programs:
             print(f"--- {' '.join(qemu.program.command)}\n"
                   f"{qemu.program.output()[-30000:]}")
-            if qemu.program.alive():
-                print(backtrace(qemu.program.pid))
-            else:
-                print(f"exit code {qemu.program.wait(1)}")
+            code = qemu.program.wait(1)
+            print(backtrace(qemu.program.pid) if code is None else
+                  f"exit code {code}")
 
     def end(self) -> None:
         for qemu in self.programs:
