@@ -14,8 +14,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from parts import (SIZE, Holders, Job, Nbd, Qemu, errno, eventually, main, null,
-                   require, serve, start_nbd)
+from parts import (SIZE, Holders, Job, Nbd, Qemu, errno, eventually, main,
+                   null, require, serve, start_nbd)
 
 THREADS = ["io0", "io1"]
 SESSION = 60  # steps of one program
@@ -138,7 +138,8 @@ class Session:
         else:
             done = self.job_on(what)
         self.rate(0)
-        self.home()
+        if what in ("mirror", "backup", "image"):
+            self.home()
         self.job.counts[what + (" done" if done else " failed")] += 1
         self.check()
 
@@ -194,7 +195,8 @@ class Session:
             eventually(lambda: self.qemu.cmd("query-jobs")[0]["status"] in (
                 "ready", "concluded"), "mirror ends")
             self.rate(0)
-            self.qemu.done("job-cancel", id="job")
+            ready = self.qemu.done("job-cancel", id="job")
+            return not self.job_end("job") or ready
         return not self.job_end("job")
 
     def home(self) -> None:

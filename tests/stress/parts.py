@@ -323,7 +323,7 @@ def unexport(qemu: Qemu, name: str) -> None:
 
 
 __all__ = ["DISCONNECT", "FLUSH", "GREETING", "LIMIT", "READ", "SIZE",
-           "WRITE", "Client", "Failure", "Holders", "Job", "Nbd", "Program", "Qemu",
-           "Refused", "Timeout", "errno", "eventually", "json", "main",
-           "nbd_address", "null", "request", "require", "serve", "start_nbd",
-           "unexport"]
+           "WRITE", "Client", "Failure", "Holders", "Job", "Nbd", "Program",
+           "Qemu", "Refused", "Timeout", "errno", "eventually", "json",
+           "main", "nbd_address", "null", "request", "require", "serve",
+           "start_nbd", "unexport"]
