@@ -49,7 +49,7 @@ def group(setup: Setup, results: list[Result], builds: Mapping[str, Path],
           rounds: int, show: Callable[[str], None]) -> None:
     """Measures rows of one setup: starts it, takes some rounds of each row,
     and starts it again.  A row that fails does not end the others."""
-    rounds = min(rounds, setup.most)
+    rounds = min(rounds * setup.weight, setup.most)
     done = 0
     while done < rounds:
         now = min(setup.rounds, rounds - done)

@@ -26,6 +26,7 @@ class Setup:
     start: Callable[[Path], ContextManager[Any]]  # from a build folder
     ready: Callable[[Any], object] = lambda target: None
     rounds: int = 1  # before it is started again
+    weight: int = 1  # so many times the rounds, where more are cheap
     most: int = 1000  # rounds at all
     sides: tuple[str, ...] = PAIRED
 
@@ -44,15 +45,15 @@ class Row:
 SAME, SLIGHT = Bound("same"), Bound("ratio", 1.02)
 
 
-def idle(args: list[str], rounds: int, most: int = 1000) -> Setup:
+def idle(args: list[str], rounds: int, **more: int) -> Setup:
     """A QEMU that only answers commands."""
     return Setup(lambda build: Qemu(build, [*QTEST, *args]), Qemu.greet,
-                 rounds, most)
+                 rounds, **more)
 
 
-def apart(most: int = 1000, sides: tuple[str, ...] = PAIRED) -> Setup:
+def apart(sides: tuple[str, ...] = PAIRED, **more: int) -> Setup:
     """For figures that start what they need: they get the build folder."""
-    return Setup(contextlib.nullcontext, most=most, sides=sides)
+    return Setup(contextlib.nullcontext, sides=sides, **more)
 
 
 # What comes before the colon of a row's name, for titles
@@ -82,7 +83,7 @@ def io() -> Iterator[Row]:
                 methodcaller("read", scsi, queues, depth, count), SAME)
     for disk, scsi, queues in kinds:
         rings = Setup(partial(virtqueue.disk, scsi=scsi, queues=queues),
-                      rounds=4)
+                      rounds=8, weight=4)
         for depth, count in ((1, 2000), (32, 1000), (256, 200)):
             yield Row(
                 f"queue: {disk}, {queues} x {depth}",
@@ -130,7 +131,8 @@ DEVICES: dict[str, dict[str, object]] = {
 
 
 def qmp() -> Iterator[Row]:
-    bare = idle(["-blockdev", "null-co,node-name=n0", *iothreads(64)], 4)
+    bare = idle(["-blockdev", "null-co,node-name=n0", *iothreads(64)], 8,
+                weight=3)
     yield Row("QMP: one by one", "a QMP command (query-name), from the "
               "request to its answer", "ms", bare,
               timed(2000, methodcaller("cmd", "query-name")), SLIGHT)
@@ -142,7 +144,8 @@ def qmp() -> Iterator[Row]:
                   timed(30, partial(plug, device)), SLIGHT)
     for count in (1, 10, 100, 1000):
         for threads in (1, 8, 64):
-            held = idle([*iothreads(threads), *disks(count, threads)], 10, 10)
+            held = idle([*iothreads(threads), *disks(count, threads)], 10,
+                        most=10)
             yield Row(
                 f"query: {count:,} devices on {threads} IOThreads",
                 "query-iothreads; stock does not list holders, so the ratio "
@@ -154,7 +157,7 @@ def qmp() -> Iterator[Row]:
 # --- Programs and processes -----------------------------------------------
 
 def registry() -> Iterator[Row]:
-    alone = apart(sides=("patched",))
+    alone = apart(("patched",))
     for count in (10, 1000, 100000):
         yield Row(f"holds: get and put, {count:,} holds",
                   "the registry of holds alone, which stock does not have",
@@ -173,21 +176,22 @@ def process(patched: Path) -> Iterator[Row]:
     for load, args in ("", QTEST), (", 64 IOThreads, 8 disks", QTEST + busy):
         for how in "SIGTERM", "quit":
             yield Row(f"shutdown: {how}{load}", "to the end of the process",
-                      "ms", apart(), partial(
+                      "ms", apart(weight=3), partial(
                           processes.shutdown, args=args, how=how))
     yield Row("blob: unmap",
               "a virtio-gpu blob, under TCG, from the kick to the answer",
-              "ms", apart(4), partial(programs.unmap, patched=patched))
+              "ms", apart(most=4), partial(programs.unmap, patched=patched))
     pc = ["-machine", "pc", "-S"]
+    often = apart(weight=8)
     yield Row("start: to the greeting", "from exec to the greeting of QMP",
-              "ms", apart(), partial(
+              "ms", often, partial(
                   processes.start_up, args=["-machine", "none"],
                   answer=False), SLIGHT)
     yield Row("start: to the first answer", "from exec to the first answer, "
-              "of a machine pc without a guest", "ms", apart(), partial(
+              "of a machine pc without a guest", "ms", often, partial(
                   processes.start_up, args=pc, answer=True), SLIGHT)
     yield Row("start: CPU time", "the same, but only time in which it ran",
-              "ms", apart(), partial(processes.start_up_work, args=pc),
+              "ms", often, partial(processes.start_up_work, args=pc),
               SLIGHT)
     for load, args in ("", QTEST), (", 64 IOThreads", QTEST + many):
         for what, field, meaning in (
@@ -196,7 +200,7 @@ def process(patched: Path) -> Iterator[Row]:
                  "has them"),
                 ("private", "Private_Dirty", "what it has written")):
             yield Row(f"memory: {what}{load}", f"at rest: {meaning}", "MiB",
-                      apart(10), partial(
+                      apart(most=10), partial(
                           processes.memory, args=args, field=field),
                       Bound("difference", 1, "MiB"))
     sizes = {"file": "the file as built, with debug information",
@@ -204,7 +208,7 @@ def process(patched: Path) -> Iterator[Row]:
     for what in "file", "stripped", "text", "data", "bss":
         yield Row(f"size: {what}", f"{PROGRAM}: "
                   + sizes.get(what, "as the program `size` tells"), "MiB",
-                  apart(1, ("stock", "patched")),
+                  apart(("stock", "patched"), most=1),
                   partial(processes.size, what=what))
 
 

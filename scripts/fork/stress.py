@@ -32,8 +32,6 @@ GRACE = 300
 # programs that end well, or by a signal.
 OPTIONS = {
     "asan": {"ASAN_OPTIONS": "detect_leaks=1:exitcode=99",
-             "LSAN_OPTIONS": "suppressions={jobs}/lsan-suppressions.txt:"
-             "print_suppressions=0",
              "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"},
     "tsan": {"TSAN_OPTIONS": "suppressions={jobs}/tsan-suppressions.txt:"
              "log_path={out}/tsan:exitcode=0:history_size=4:"
@@ -60,12 +58,8 @@ def model(tree: str, program: str, steps: int) -> Job:
                f"--binary {{build}}/{program}{more}")
 
 
-def fault(name: str, steps: int, tree: str = "asan", **options: str) -> Job:
-    return Job(tree, FAULT % name, steps, options=options)
-
-
-# Whole stacks, which tell leaks that stock has too; slow.
-WHOLE = OPTIONS["asan"]["ASAN_OPTIONS"] + ":fast_unwind_on_malloc=0"
+def fault(name: str, steps: int, tree: str = "asan") -> Job:
+    return Job(tree, FAULT % name, steps)
 
 
 JOBS = {
@@ -78,11 +72,10 @@ JOBS = {
     "failed-realize": fault("failed-realize", 120),
     "no-descriptors": fault("no-descriptors", 100),
     "no-memory": fault("no-memory", 300, "patched"),
-    "nbd-clients": fault("nbd-clients", 80, ASAN_OPTIONS=WHOLE),
+    "nbd-clients": fault("nbd-clients", 80),
     "full-disk": fault("full-disk", 500),
     "killed-daemon": fault("killed-daemon", 20),
-    "vfio-user-server": fault("vfio-user-server", 40,
-                              ASAN_OPTIONS=WHOLE),
+    "vfio-user-server": fault("vfio-user-server", 40),
     "tsan-registry": Job(
         "tsan", "{build}/tests/unit/test-iothread-holds --tap "
         "--seed=R02S{seed:032x}", 1),

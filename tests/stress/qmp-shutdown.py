@@ -42,9 +42,8 @@ HOTPLUG: list[Command] = [
     ("object-del", {"id": "io9"}),
     ("x-blockdev-set-iothread", {"node-name": "disk", "iothread": None}),
     ("object-del", {"id": "io9"})]
-# Not migrate-pause: it uses the migration object, which is freed before the
-# monitors are, in stock QEMU too.
-OOB: list[Command] = [("yank", {"instances": []}), ("nonsense", {})]
+OOB: list[Command] = [("yank", {"instances": []}), ("migrate-pause", {}),
+                      ("nonsense", {})]
 
 
 class Load:
