@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -69,7 +70,11 @@ def main() -> int:
             for pid in below(os.getpid()):
                 if "qemu" in command(pid).split(" ")[0]:
                     out.write(f"{pid} {command(pid)}\n{backtrace(pid)}\n")
-    left = below(os.getpid())
+    # What is ending may take a moment, on a busy machine.
+    end = time.monotonic() + 10
+    while (left := below(os.getpid())) and code != 124 and \
+            time.monotonic() < end:
+        time.sleep(.05)
     for pid in left:
         if code != 124:
             print(f"LEFT RUNNING: {command(pid)}", flush=True)
