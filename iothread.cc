@@ -193,8 +193,9 @@ void *iothread_holder_any(const IOThreadHolderState *holder) noexcept
     gpointer holds;
 
     g_hash_table_iter_init(&iter, holder->latest);
-    return g_hash_table_iter_next(&iter, &holds, nullptr) ?
-        static_cast<IOThreadHolds *>(holds)->owner : nullptr;
+    return g_hash_table_iter_next(&iter, &holds, nullptr)
+               ? static_cast<IOThreadHolds *>(holds)->owner
+               : nullptr;
 }
 
 IOThreadHolds *iothread_holds_new(void *owner) noexcept
@@ -228,8 +229,8 @@ void iothread_holds_get(IOThreadHolds *holds, IOThreadHolderState *holder,
     Guard guard;
 
     g_queue_push_tail_link(&holds->list, &hold->link);
-    hold->earlier = static_cast<Hold *>(
-        g_hash_table_lookup(holder->latest, holds));
+    hold->earlier =
+        static_cast<Hold *>(g_hash_table_lookup(holder->latest, holds));
     g_hash_table_insert(holder->latest, holds, hold);
 }
 
@@ -237,12 +238,11 @@ void iothread_holds_put(IOThreadHolds *holds,
                         IOThreadHolderState *holder) noexcept
 {
     Guard guard;
-    Hold *hold = static_cast<Hold *>(
-        g_hash_table_lookup(holder->latest, holds));
+    Hold *hold =
+        static_cast<Hold *>(g_hash_table_lookup(holder->latest, holds));
 
     if (!hold) {
-        die(__func__, holder->name,
-            "puts an IOThread that it does not hold");
+        die(__func__, holder->name, "puts an IOThread that it does not hold");
     }
     g_queue_unlink(&holds->list, &hold->link);
     if (hold->earlier) {
