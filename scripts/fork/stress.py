@@ -218,15 +218,15 @@ class Runner:
         try:
             for worker in workers:
                 worker.start()
+            # Not join(): interrupted, it takes a thread for ended that runs
+            # on, in some versions of Python.
             while any(worker.is_alive() for worker in workers):
-                for worker in workers:
-                    worker.join(.2)
+                time.sleep(.1)
         finally:
             self.stopped.set()
             while any(worker.is_alive() for worker in workers):
                 kill_all()
-                for worker in workers:
-                    worker.join(.2)
+                time.sleep(.1)
             self.report()
         if self.errors:
             raise self.errors[0]

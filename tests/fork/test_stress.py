@@ -162,6 +162,7 @@ class Stress(Sandbox):
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             start_new_session=True)
         path = self.root / "pid"
+        self.addCleanup(common.remove, path)
         end = time.monotonic() + 60
         while not (path.exists() and path.read_text()):
             self.assertLess(time.monotonic(), end)
