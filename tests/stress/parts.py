@@ -62,6 +62,7 @@ class Qemu:
             "storage-daemon/qemu-storage-daemon" if daemon else
             "qemu-system-x86_64")), str(self.folder), 1, list(arguments))
         self.ended = False
+        self.asked = 0
         self.events: list[dict[str, Any]] = []
         job.programs.append(self)
         if preload:
@@ -80,15 +81,18 @@ class Qemu:
     def cmd(self, name: str, arguments: dict[str, Any] | None = None,
             **more: Any) -> Any:
         """Executes a command; Refused if it is not done."""
-        self.client.send(name, {**(arguments or {}), **more})
+        self.asked += 1
+        self.client.send(name, {**(arguments or {}), **more}, self.asked)
         while True:
             message = self.client.receive()
             if "event" in message:
                 self.events.append(message)
-            elif "error" in message:
+                continue
+            require(message.get("id") == self.asked,
+                    f"not the answer to {name}: {message}")
+            if "error" in message:
                 raise Refused(message["error"]["desc"])
-            else:
-                return message["return"]
+            return message["return"]
 
     def done(self, name: str, arguments: dict[str, Any] | None = None,
              **more: Any) -> bool:
