@@ -25,9 +25,8 @@ CONFIGURE = """
 --enable-multiprocess --enable-xen --enable-vfio-user-server
 """.split()
 # libvfio-user is built with -Werror, and newer compilers warn of its code.
-CONFIGURE += ["--extra-cflags=-Wno-calloc-transposed-args "
-              "-Wno-dangling-pointer"]
-COMPILERS = ["--cc=ccache gcc", "--cxx=ccache g++"]
+GCC = ["--extra-cflags=-Wno-calloc-transposed-args -Wno-dangling-pointer",
+       "--cc=ccache gcc", "--cxx=ccache g++"]
 
 FIRMWARE = ("/usr/share/seabios", "/usr/share/qemu", "/usr/lib/ipxe/qemu")
 TESTS = "meson-test-prereq"  # meson's name for all that tests need
@@ -122,7 +121,8 @@ class Builder:
 
     def _configure(self, name: str, source: Path, folder: Path,
                    options: tuple[str, ...]) -> None:
-        cmd = [str(source / "configure"), *CONFIGURE, *COMPILERS, *options]
+        compilers = [] if options and options[0].startswith("--cc=") else GCC
+        cmd = [str(source / "configure"), *CONFIGURE, *compilers, *options]
         stamp = folder / "fork-configure.json"
         wanted = json.dumps({"cmd": cmd, "native": self.env.native})
         if stamp.exists() and stamp.read_text() == wanted:
