@@ -30,24 +30,21 @@ GCC = ["--extra-cflags=-Wno-calloc-transposed-args -Wno-dangling-pointer",
 
 FIRMWARE = ("/usr/share/seabios", "/usr/share/qemu", "/usr/lib/ipxe/qemu")
 TESTS = "meson-test-prereq"  # meson's name for all that tests need
+NO_DEVICES = ("--disable-xen", "--disable-vfio-user-server",
+              "--disable-multiprocess", "--disable-virglrenderer",
+              "--disable-opengl")
 # What forks build beside the usual: files that are absent then must not be
 # missed, by the compiler or by the linker.
 CONFIGURATIONS: dict[str, tuple[str, ...]] = {
     "clang": ("--cc=ccache clang", "--cxx=ccache clang++"),
     "targets": ("--target-list=aarch64-softmmu,s390x-softmmu",),
-    "bare": ("--disable-xen", "--disable-vfio-user-server",
-             "--disable-multiprocess", "--disable-virglrenderer",
-             "--disable-opengl", "--disable-sdl", "--disable-fuse",
+    "bare": (*NO_DEVICES, "--disable-sdl", "--disable-fuse",
              "--disable-linux-io-uring", "--disable-linux-aio"),
     "tools": ("--target-list=", "--disable-system"),
     "agent": ("--target-list=", "--disable-system", "--disable-tools",
-              "--disable-xen", "--disable-opengl", "--disable-virglrenderer",
-              "--disable-vfio-user-server", "--disable-multiprocess",
-              "--enable-guest-agent", "--cxx=/nonexistent"),
+              *NO_DEVICES, "--enable-guest-agent", "--cxx=/nonexistent"),
     "user": ("--target-list=x86_64-linux-user", "--enable-linux-user",
-             "--disable-system", "--disable-tools", "--disable-xen",
-             "--disable-opengl", "--disable-virglrenderer",
-             "--disable-vfio-user-server", "--disable-multiprocess",
+             "--disable-system", "--disable-tools", *NO_DEVICES,
              "--cxx=/nonexistent")}
 
 
@@ -121,7 +118,7 @@ class Builder:
 
     def _configure(self, name: str, source: Path, folder: Path,
                    options: tuple[str, ...]) -> None:
-        compilers = [] if options and options[0].startswith("--cc=") else GCC
+        compilers = [] if any(o.startswith("--cc=") for o in options) else GCC
         cmd = [str(source / "configure"), *CONFIGURE, *compilers, *options]
         stamp = folder / "fork-configure.json"
         wanted = json.dumps({"cmd": cmd, "native": self.env.native})

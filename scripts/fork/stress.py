@@ -183,9 +183,12 @@ class Runner:
         """Seed, command and a script that runs the same again."""
         folder = self.builder.repo.root / out
         write(folder / "seed", f"{seed}\n")
-        line = shlex.join(["env", *(f"{k}={v}" for k, v in env.items()),
-                           *words])
-        write(folder / "command", f"./fork exec -- {line}\n")
+
+        def line() -> str:
+            return "./fork exec -- " + shlex.join(
+                ["env", *(f"{k}={v}" for k, v in env.items()), *words])
+
+        write(folder / "command", f"{line()}\n")
         command = job.command
         if job.replay and (folder / "steps.json").exists():
             command = job.replay
@@ -193,11 +196,9 @@ class Runner:
         words, env = self.words(job, command, seed, again)
         words = [word.replace(f"{again}/steps.json", f"{out}/steps.json")
                  for word in words]
-        line = shlex.join(["env", *(f"{k}={v}" for k, v in env.items()),
-                           *words])
         write(folder / "replay", f"#!/bin/sh\n# {name}, seed {seed}\n"
               "cd \"$(dirname \"$0\")/../../..\" || exit\n"
-              f"mkdir -p {again}\nexec ./fork exec -- {line}\n")
+              f"mkdir -p {again}\nexec {line()}\n")
         (folder / "replay").chmod(0o755)
 
     def worker(self) -> None:

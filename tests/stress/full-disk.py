@@ -141,10 +141,7 @@ class Disk:
         target.unlink()
         self.qemu.cmd("x-blockdev-set-iothread", {
             "node-name": "source", "iothread": None})
-        # A node that loses a parent, as the job is, may go home.
-        found = self.qemu.holders()
-        self.thread = next((name for name in THREADS
-                            if "n0" in found[name]), None)
+        self.thread = self.qemu.place("n0", THREADS)
 
     def check(self) -> None:
         expected: Holders = {name: [] for name in THREADS}

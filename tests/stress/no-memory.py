@@ -203,9 +203,7 @@ class Session:
         """Nodes that lose a parent, as a job is, may go home."""
         self.qemu.cmd("x-blockdev-set-iothread", {
             "node-name": "null", "iothread": None})
-        found = self.qemu.holders()
-        self.thread = next((name for name in THREADS
-                            if "n0" in found[name]), None)
+        self.thread = self.qemu.place("n0", THREADS)
 
     def check(self, *more: str) -> None:
         expected: Holders = {name: [] for name in THREADS}

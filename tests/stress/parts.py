@@ -128,6 +128,11 @@ class Qemu:
             for holder in thread["holders"] if holder["type"] != "monitor")
             for thread in self.cmd("query-iothreads", internal=True)}
 
+    def place(self, node: str, threads: Sequence[str]) -> str | None:
+        """Where a node is: one that loses a parent may go home."""
+        found = self.holders()
+        return next((name for name in threads if node in found[name]), None)
+
     def held(self, expected: Holders) -> None:
         """Checks who holds which IOThread."""
         found = {name: held for name, held in self.holders().items()
