@@ -114,7 +114,7 @@ def chart(results: Sequence[Result], note: str) -> str:
     body: list[str] = []
     y, area = float(TOP), ""
     for result, found in shown:
-        name = result.row.name.partition(": ")[0]
+        name = result.row.area
         if name != area:
             y += STEP * 1.4 if area else STEP * 0.6
             area = name

@@ -38,18 +38,6 @@ def program() -> bytes:
         return made.read_bytes()
 
 
-def archive(path: str, data: bytes) -> bytes:
-    """The file as a cpio archive; the kernel takes one after another."""
-    def entry(name: bytes, mode: int, body: bytes) -> bytes:
-        fields = 1, mode, 0, 0, 1, 0, len(body), 0, 0, 0, 0, len(name) + 1, 0
-        made = b"070701" + b"".join(b"%08x" % field for field in fields)
-        for part in name + b"\0", body:
-            made += part
-            made += bytes(-len(made) % 4)
-        return made
-    return entry(path.encode(), 0o100755, data) + entry(b"TRAILER!!!", 0, b"")
-
-
 class Guest:
     """Has started, and can be used after ready()."""
 
@@ -103,11 +91,10 @@ def guest(build: Path) -> Iterator[Guest]:
             tempfile.TemporaryDirectory(prefix="bench-"))
         try:
             args = linux.guest_args(
-                folder, linux.MODULES + ("virtio_scsi", "sd_mod"))
+                folder, linux.MODULES + ("virtio_scsi", "sd_mod"),
+                {"load": program()})
         except linux.GuestMissing as error:
             raise Missing(str(error)) from None
-        with open(Path(folder, "initramfs.cpio"), "ab") as initramfs:
-            initramfs.write(archive("bin/load", program()))
         console, far = socket.socketpair()
         stack.enter_context(console)
         with far:

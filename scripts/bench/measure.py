@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import statistics
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, Sequence
 
@@ -77,9 +78,33 @@ def group(setup: Setup, results: list[Result], builds: Mapping[str, Path],
         done += now
 
 
+def together(results: Sequence[Result]) -> Iterator[Result]:
+    """One more row for rows that are to be as on stock: the geometric mean
+    of each round's figures.  What each of them is off by chance evens out,
+    so that it is sharper than they are."""
+    whole = [each for each in results if each.summary()
+             and each.row.bound and each.row.bound.kind == "same"]
+    if len(whole) < 2:
+        return
+    first = whole[0].row
+    yield Result(
+        replace(first, name=f"{first.area}: all together", meaning="the "
+                "geometric mean of these rows, round by round"),
+        {side: [statistics.geometric_mean(figures) for figures in
+                zip(*(each.samples[side] for each in whole))]
+         for side in first.setup.sides})
+
+
 def measure(rows: Sequence[Row], builds: Mapping[str, Path], rounds: int,
             show: Callable[[str], None]) -> Iterator[Result]:
+    area: list[Result] = []
     for setup, same in itertools.groupby(rows, lambda row: row.setup):
         results = [Result(row) for row in same]
         group(setup, results, builds, rounds, show)
-        yield from results
+        for each in results:
+            if area and each.row.area != area[0].row.area:
+                yield from together(area)
+                area = []
+            area.append(each)
+            yield each
+    yield from together(area)

@@ -26,13 +26,15 @@ class Qemu:
     """Has started, and answers after greet(); ends with its block."""
 
     def __init__(self, build: Path, args: Sequence[str],
-                 files: Sequence[int] = ()) -> None:
+                 files: Sequence[int] = (), under: Sequence[str] = ()
+                 ) -> None:
+        """The words of `under` are a program that runs another."""
         near, far = socket.socketpair()
         near.settimeout(TIMEOUT)
         self.stream = near.makefile("rw")
         near.close()  # the stream keeps it
         self.errors = tempfile.TemporaryFile()
-        words = [str(build / PROGRAM), "-nodefaults", "-no-user-config",
+        words = [*under, str(build / PROGRAM), "-nodefaults", "-no-user-config",
                  "-display", "none", "-run-with", "exit-with-parent=on",
                  "-chardev", f"socket,id=qmp,fd={far.fileno()}",
                  "-mon", "chardev=qmp,mode=control", *args]

@@ -10,7 +10,7 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Any, Callable, ContextManager, Iterator
 
-from . import processes, programs, virtqueue
+from . import instructions, processes, programs, virtqueue
 from .guest import QUEUES, Guest, guest
 from .processes import QTEST, disks, iothreads
 from .qemu import PROGRAM, Qemu
@@ -41,7 +41,13 @@ class Row:
     sample: Callable[[Any], float]
     bound: Bound | None = None
 
+    @property
+    def area(self) -> str:
+        """What comes before the colon of its name: a key of AREAS."""
+        return self.name.partition(": ")[0]
 
+
+PC = ["-machine", "pc", "-S"]
 SAME, SLIGHT = Bound("same"), Bound("ratio", 1.02)
 
 
@@ -56,8 +62,9 @@ def apart(sides: tuple[str, ...] = PAIRED, **more: int) -> Setup:
     return Setup(contextlib.nullcontext, sides=sides, **more)
 
 
-# What comes before the colon of a row's name, for titles
+# Titles
 AREAS = {
+    "work": "Instructions of QEMU, which a busy host does not change",
     "guest": "I/O of a Linux guest under TCG, queues x requests at a time",
     "queue": "I/O by virtqueues without a guest, queues x requests",
     "QMP": "QMP commands", "plug": "Plug and unplug",
@@ -69,19 +76,20 @@ AREAS = {
 
 # --- Disks ----------------------------------------------------------------
 
+KINDS = [(disk, scsi, queues) for disk, scsi in
+         (("virtio-blk", False), ("virtio-scsi", True)) for queues in QUEUES]
+
+
 def io() -> Iterator[Row]:
-    kinds = [(disk, scsi, queues) for disk, scsi in
-             (("virtio-blk", False), ("virtio-scsi", True))
-             for queues in QUEUES]
     linux = Setup(guest, Guest.ready, rounds=10)
-    for disk, scsi, queues in kinds:
+    for disk, scsi, queues in KINDS:
         for depth, count in ((1, 2048), (32, 8192)):
             yield Row(
                 f"guest: {disk}, {queues} x {depth}",
                 "a Linux guest under TCG reads 4 KiB from null-co, queues x "
                 "requests at a time: the time of a request", "µs", linux,
                 methodcaller("read", scsi, queues, depth, count), SAME)
-    for disk, scsi, queues in kinds:
+    for disk, scsi, queues in KINDS:
         rings = Setup(partial(virtqueue.disk, scsi=scsi, queues=queues),
                       rounds=8, weight=4)
         for depth, count in ((1, 2000), (32, 1000), (256, 200)):
@@ -154,6 +162,31 @@ def qmp() -> Iterator[Row]:
                       methodcaller("cmd", "query-iothreads")))
 
 
+# --- Instructions ---------------------------------------------------------
+
+def work() -> Iterator[Row]:
+    for disk, scsi, queues in KINDS:
+        rings = Setup(partial(instructions.disk, scsi=scsi, queues=queues),
+                      rounds=4, most=8)
+        yield Row(f"work: {disk}, {queues} x 256", "instructions of QEMU "
+                  "for a read of 4 KiB from null-co, queues x requests at a "
+                  "time", "", rings,
+                  methodcaller("read", 256, 8 // queues), SAME)
+    bare = Setup(partial(instructions.idle, args=[
+        *QTEST, "-blockdev", "null-co,node-name=n0", *iothreads(64)]),
+        instructions.Counted.greet, rounds=4, most=8)
+    yield Row("work: QMP", "thousands of them for a QMP command (query-name)",
+              "k", bare, methodcaller(
+                  "run", 100, methodcaller("cmd", "query-name")), SLIGHT)
+    for name, device in DEVICES.items():
+        yield Row(f"work: plug, {name}", "thousands of them for device_add, "
+                  "device_del and the reset that completes it", "k", bare,
+                  methodcaller("run", 4, partial(plug, device)), SLIGHT)
+    yield Row("work: start", "millions of them from exec to the first "
+              "answer, of a machine pc without a guest", "M", apart(most=8),
+              partial(instructions.start_up, args=PC), SLIGHT)
+
+
 # --- Programs and processes -----------------------------------------------
 
 def registry() -> Iterator[Row]:
@@ -181,7 +214,6 @@ def process(patched: Path) -> Iterator[Row]:
     yield Row("blob: unmap",
               "a virtio-gpu blob, under TCG, from the kick to the answer",
               "ms", apart(most=4), partial(programs.unmap, patched=patched))
-    pc = ["-machine", "pc", "-S"]
     often = apart(weight=8)
     yield Row("start: to the greeting", "from exec to the greeting of QMP",
               "ms", often, partial(
@@ -189,9 +221,9 @@ def process(patched: Path) -> Iterator[Row]:
                   answer=False), SLIGHT)
     yield Row("start: to the first answer", "from exec to the first answer, "
               "of a machine pc without a guest", "ms", often, partial(
-                  processes.start_up, args=pc, answer=True), SLIGHT)
+                  processes.start_up, args=PC, answer=True), SLIGHT)
     yield Row("start: CPU time", "the same, but only time in which it ran",
-              "ms", often, partial(processes.start_up_work, args=pc),
+              "ms", often, partial(processes.start_up_work, args=PC),
               SLIGHT)
     for load, args in ("", QTEST), (", 64 IOThreads", QTEST + many):
         for what, field, meaning in (
@@ -213,4 +245,4 @@ def process(patched: Path) -> Iterator[Row]:
 
 
 def table(patched: Path) -> list[Row]:
-    return [*io(), *qmp(), *registry(), *process(patched)]
+    return [*work(), *io(), *qmp(), *registry(), *process(patched)]

@@ -23,6 +23,7 @@ CONFIGURE = """
 --enable-linux-io-uring --enable-slirp --enable-fuse --enable-cap-ng
 --enable-seccomp --enable-zstd --enable-fdt=system --enable-vhost-user
 --enable-multiprocess --enable-xen --enable-vfio-user-server
+--disable-valgrind
 """.split()
 # libvfio-user is built with -Werror, and newer compilers warn of its code.
 GCC = ["--extra-cflags=-Wno-calloc-transposed-args -Wno-dangling-pointer",

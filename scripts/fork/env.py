@@ -17,7 +17,7 @@ from .common import (Fail, Repo, capture, foreground, need_space,
 SUITE = "trixie"
 PACKAGES = """
 build-essential ninja-build meson ccache pkg-config clang clang-format
-libclang-rt-dev gdb git perl flex bison file bzip2 xz-utils cpio kmod
+libclang-rt-dev gdb valgrind git perl flex bison file bzip2 xz-utils cpio kmod
 device-tree-compiler
 python3 python3-dev python3-venv python3-pycotap python3-packaging
 libglib2.0-dev libpixman-1-dev libfdt-dev zlib1g-dev libzstd-dev

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 from sandbox import Sandbox
 
 from bench import __main__ as command
-from bench import chart, guest, measure, programs, report, rows, stats
+from bench import chart, measure, programs, report, rows, stats
 from bench.measure import Result
 from bench.qemu import Missing
 from bench.rows import Row, Setup
@@ -195,6 +195,32 @@ class Measuring(unittest.TestCase):
         self.assertEqual(report.state(result), "left out")
         self.assertIsNotNone(other.summary())
 
+    def test_together(self) -> None:
+        """Rows that are to be as on stock also come as one."""
+        setup = Setup(self.target)
+
+        def fail(build: Path) -> float:
+            raise RuntimeError("QEMU ended")
+
+        def figure(factor: float) -> Any:
+            return lambda build: factor * len(str(build))
+        found = self.run_rows(
+            *(Row(f"queue: {name}", "", "µs", setup, sample, SAME)
+              for name, sample in (("a", figure(2)), ("b", figure(8)),
+                                   ("c", fail))),
+            Row("plug: d", "", "ms", setup, figure(1), SLIGHT),
+            Row("plug: e", "", "ms", setup, figure(1), SLIGHT),
+            Row("guest: f", "", "µs", setup, figure(1), SAME), rounds=2)
+        self.assertEqual([each.row.name for each in found], [
+            "queue: a", "queue: b", "queue: c", "queue: all together",
+            "plug: d", "plug: e", "guest: f"])
+        self.assertEqual(
+            {side: [round(value, 6) for value in taken]
+             for side, taken in found[3].samples.items()},
+            {"stock": [20] * 2, "again": [20] * 2, "patched": [28] * 2})
+        self.assertEqual((found[3].row.unit, found[3].row.bound),
+                         ("µs", SAME))
+
     def test_interrupted(self) -> None:
         def stop(build: Path) -> float:
             raise KeyboardInterrupt
@@ -217,7 +243,7 @@ class Rows(unittest.TestCase):
         for row in table:
             with self.subTest(row.name):
                 self.assertTrue(row.meaning)
-                self.assertIn(row.name.partition(": ")[0], rows.AREAS)
+                self.assertIn(row.area, rows.AREAS)
                 self.assertLessEqual(len(row.name), report.WIDTHS[0])
 
     def test_pick(self) -> None:
@@ -229,13 +255,6 @@ class Rows(unittest.TestCase):
         with self.assertRaisesRegex(SystemExit, "(?s)no row has 'x y'.*"
                                     "blob: unmap"):
             command.pick(table, ["x y"])
-
-    def test_archive(self) -> None:
-        made = guest.archive("bin/load", b"abc")
-        self.assertEqual(len(made) % 4, 0)
-        self.assertEqual(made[:6], b"070701")
-        self.assertEqual(made[110:119], b"bin/load\0")
-        self.assertEqual(made[120:123], b"abc")
 
 
 class Command(Sandbox):

@@ -20,7 +20,8 @@ import shutil
 import socket
 import stat
 import time
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import (Any, Callable, Dict, List, Mapping, Optional, Sequence,
+                    Tuple)
 
 # Four CPUs make the driver use four virtqueues per disk.
 CPUS = 4
@@ -190,10 +191,11 @@ def read_module(modules: Path, name: str) -> Dict[str, bytes]:
     raise GuestMissing(f'no module {name} in {modules}')
 
 
-def make_initramfs(modules: Path, names: Sequence[str]) -> bytes:
+def make_initramfs(modules: Path, names: Sequence[str],
+                   programs: Mapping[str, bytes]) -> bytes:
     """
     Return the guest's user space as a cpio archive (format "newc"), with
-    these kernel modules.
+    these kernel modules and programs.
     """
     # The kernel opens /dev/console before init can mount anything there.
     console = os.makedev(5, 1)
@@ -203,6 +205,8 @@ def make_initramfs(modules: Path, names: Sequence[str]) -> bytes:
         ('dev/console', stat.S_IFCHR | 0o600, b'', console),
         ('bin/busybox', stat.S_IFREG | 0o755, find_busybox().read_bytes(), 0),
         ('init', stat.S_IFREG | 0o755, INIT.encode(), 0)]
+    entries += [(f'bin/{name}', stat.S_IFREG | 0o755, data, 0)
+                for name, data in programs.items()]
     files: Dict[str, bytes] = {}
     for name in names:
         files.update(read_module(modules, name))
@@ -223,11 +227,19 @@ def make_initramfs(modules: Path, names: Sequence[str]) -> bytes:
     return bytes(archive)
 
 
-def guest_args(directory: str, names: Sequence[str] = MODULES) -> List[str]:
-    """Make the guest in that directory, return QEMU's arguments for it."""
+def guest_args(directory: str, names: Sequence[str] = MODULES,
+               programs: Optional[Mapping[str, bytes]] = None
+               ) -> List[str]:
+    """
+    Make the guest in that directory, return QEMU's arguments for it.
+
+    The guest loads the kernel modules of these names, and has these programs
+    in its PATH: name and contents, which must not need a library.
+    """
     kernel, modules = find_kernel()
     initramfs = Path(directory, 'initramfs.cpio')
-    initramfs.write_bytes(make_initramfs(modules, names))
+    initramfs.write_bytes(make_initramfs(modules, names,
+                                         programs or {}))
     return ['-nodefaults', '-no-user-config',
             '-accel', 'tcg,thread=multi', '-cpu', 'max',
             '-smp', str(CPUS), '-m', '256M',
