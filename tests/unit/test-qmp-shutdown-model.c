@@ -583,66 +583,33 @@ static void test_one_kick(void)
                     HANG_TWICE | HANG_WAKING | TORN_DOWN | WAKES_ENDED);
 }
 
-/* What goes wrong, among other things, without one of the rules */
-static void find(const Rules *rules, unsigned faults)
-{
-    g_assert_cmphex(explore(rules) & faults, ==, faults);
-}
+/* Our rules but one, and what goes wrong then, among other things */
+static const struct {
+    const char *path;
+    size_t rule; /* offset of what is the other way round */
+    unsigned faults;
+} cases[] = {
+#define CASE(name, field, faults) \
+    { "/qmp-shutdown-model/" name, offsetof(Rules, field), faults }
+    CASE("no-kick-wake", kick_wake, HANG_WAKING),
+    CASE("no-kick-dispatch", kick_dispatch, HANG_TWICE),
+    CASE("no-kick-done", kick_done, HANG_PENDING),
+    CASE("kick-first", kick_first, HANG_WAKING),
+    CASE("waiter-late", waiter_late, HANG_PENDING),
+    CASE("no-take-wake", take_wake, WAKES_ENDED),
+    CASE("late", early, TORN_DOWN),
+#undef CASE
+};
 
-static void test_no_kick_wake(void)
+static void test_case(gconstpointer opaque)
 {
+    int number = GPOINTER_TO_INT(opaque);
     Rules rules = ours;
+    bool *rule = (void *)&rules + cases[number].rule;
 
-    rules.kick_wake = false;
-    find(&rules, HANG_WAKING);
-}
-
-static void test_no_kick_dispatch(void)
-{
-    Rules rules = ours;
-
-    rules.kick_dispatch = false;
-    find(&rules, HANG_TWICE);
-}
-
-static void test_no_kick_done(void)
-{
-    Rules rules = ours;
-
-    rules.kick_done = false;
-    find(&rules, HANG_PENDING);
-}
-
-static void test_kick_first(void)
-{
-    Rules rules = ours;
-
-    rules.kick_first = true;
-    find(&rules, HANG_WAKING);
-}
-
-static void test_waiter_late(void)
-{
-    Rules rules = ours;
-
-    rules.waiter_late = true;
-    find(&rules, HANG_PENDING);
-}
-
-static void test_no_take_wake(void)
-{
-    Rules rules = ours;
-
-    rules.take_wake = false;
-    find(&rules, WAKES_ENDED);
-}
-
-static void test_late(void)
-{
-    Rules rules = ours;
-
-    rules.early = false;
-    find(&rules, TORN_DOWN);
+    *rule = !*rule;
+    g_assert_cmphex(explore(&rules) & cases[number].faults, ==,
+                    cases[number].faults);
 }
 
 int main(int argc, char **argv)
@@ -651,13 +618,8 @@ int main(int argc, char **argv)
     g_test_add_func("/qmp-shutdown-model/ours", test_ours);
     g_test_add_func("/qmp-shutdown-model/stock", test_stock);
     g_test_add_func("/qmp-shutdown-model/one-kick", test_one_kick);
-    g_test_add_func("/qmp-shutdown-model/no-kick-wake", test_no_kick_wake);
-    g_test_add_func("/qmp-shutdown-model/no-kick-dispatch",
-                    test_no_kick_dispatch);
-    g_test_add_func("/qmp-shutdown-model/no-kick-done", test_no_kick_done);
-    g_test_add_func("/qmp-shutdown-model/kick-first", test_kick_first);
-    g_test_add_func("/qmp-shutdown-model/waiter-late", test_waiter_late);
-    g_test_add_func("/qmp-shutdown-model/no-take-wake", test_no_take_wake);
-    g_test_add_func("/qmp-shutdown-model/late", test_late);
+    for (int i = 0; i < ARRAY_SIZE(cases); i++) {
+        g_test_add_data_func(cases[i].path, GINT_TO_POINTER(i), test_case);
+    }
     return g_test_run();
 }
