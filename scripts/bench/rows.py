@@ -48,7 +48,8 @@ class Row:
 
 
 PC = ["-machine", "pc", "-S"]
-SAME, SLIGHT = Bound("same"), Bound("ratio", 1.02)
+SAME = Bound("same")
+SLIGHT, FREE = Bound("ratio", 1.02), Bound("ratio", 1.005)
 
 
 def idle(args: list[str], rounds: int, **more: int) -> Setup:
@@ -67,6 +68,7 @@ AREAS = {
     "work": "Instructions of QEMU, which a busy host does not change",
     "guest": "I/O of a Linux guest under TCG, queues x requests at a time",
     "queue": "I/O by virtqueues without a guest, queues x requests",
+    "loop": "Turns of a bare event loop, with its load counted",
     "QMP": "QMP commands", "plug": "Plug and unplug",
     "query": "query-iothreads, with holders and (stock) without",
     "holds": "The registry of holds", "shutdown": "Shutdown",
@@ -187,6 +189,17 @@ def work() -> Iterator[Row]:
               partial(instructions.start_up, args=PC), SLIGHT)
 
 
+# --- Event loops ----------------------------------------------------------
+
+def loops(patched: Path) -> Iterator[Row]:
+    for name, case, bound in (
+            ("does not block", "nonblocking", FREE),
+            ("polls", "polling", FREE), ("waits", "waiting", None)):
+        yield Row(f"loop: {name}", "a turn of a bare aio_poll(), which on "
+                  "stock does not count its load", "ns", apart(most=12),
+                  partial(programs.loop, patched=patched, case=case), bound)
+
+
 # --- Programs and processes -----------------------------------------------
 
 def registry() -> Iterator[Row]:
@@ -245,4 +258,5 @@ def process(patched: Path) -> Iterator[Row]:
 
 
 def table(patched: Path) -> list[Row]:
-    return [*work(), *io(), *qmp(), *registry(), *process(patched)]
+    return [*work(), *io(), *loops(patched), *qmp(), *registry(),
+            *process(patched)]

@@ -32,7 +32,7 @@ class Bound:
     def __str__(self) -> str:
         if self.kind == "difference":
             return f"+{self.limit:g} {self.unit}"
-        return "1.00" if self.kind == "same" else f"<= {self.limit:.2f}"
+        return "1.00" if self.kind == "same" else f"<= {self.limit:g}"
 
 
 @dataclass(frozen=True)

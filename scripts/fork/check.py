@@ -15,8 +15,9 @@ from .series import (COVER, Outcome, Series, commits, from_commit, tip)
 
 # All that is tracked here belongs to QEMU: a change has to name it.
 IN_TREE = re.compile(r"[^/]+\.(cc|c|h)$|(block|hw|monitor|net|qapi|include|"
-                     r"tests/unit|tests/qtest|tests/functional|tests/bench|"
-                     r"tests/qemu-iotests|docs/devel|stubs)/")
+                     r"stats|stubs|util|tests/unit|tests/qtest|"
+                     r"tests/functional|tests/bench|tests/qemu-iotests|"
+                     r"docs/devel|docs/tools)/|scripts/iothread")
 CODE = re.compile(r"\.(c|h|cc|py)$")
 NO_SPDX = re.compile(r"\.(out|txt|bin|gitignore)$|/?LICENSE$")
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/|\"(?:\\.|[^\"\\\n])*\"|"

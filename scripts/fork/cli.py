@@ -39,9 +39,12 @@ def parser() -> argparse.ArgumentParser:
             name, help=text, description=text[0].upper() + text[1:] + ".",
             parents=[common] if set_up else [])
 
-    add("run", "boot a small guest that shows the series at work; with "
-        "-- ARGS, run the patched qemu-system-x86_64 with them"
-        ).add_argument("args", nargs="*", metavar="ARGS")
+    demo = add("run", "boot a small guest that shows the series at work; "
+               "with -- ARGS, run the patched qemu-system-x86_64 with them")
+    demo.add_argument("args", nargs="*", metavar="ARGS")
+    demo.add_argument("--picture", metavar="FILE", help="instead, draw the "
+                      "load of a guest whose disk moves from one IOThread to "
+                      "another")
     test = add("test", "run the tests; the last line counts them")
     test.add_argument("names", nargs="*", metavar="NAME",
                       help="a suite, or suite/test; suites: "
@@ -161,7 +164,9 @@ def dispatch(repo: Repo, args: argparse.Namespace) -> int:
     if args.args:
         return builder.env.foreground([qemu, *args.args])
     demo = repo.root / "scripts" / "fork" / "demo.py"
-    return builder.env.foreground(["python3", demo, "--qemu", qemu])
+    return builder.env.foreground([
+        "python3", demo, "--qemu", qemu,
+        *(["--picture", args.picture] if args.picture else [])])
 
 
 def bench(builder: Builder, rows: list[str], quick: bool) -> int:

@@ -32,6 +32,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from loads import Loads
+
 timeout = 30            # seconds until an answer that does not come is a hang
 DISK_SIZE = 1 << 24
 SESSION = 1000          # steps between two restarts
@@ -308,6 +310,7 @@ class Session:
             'mon_iothread': [{'type': 'monitor', 'id': 'qmp'}]}
         self.qemu = Qemu(binary, daemon, self.temp.name)
         self.view = View()
+        self.loads = Loads()
 
     def begin(self) -> None:
         self.qemu.execute('qmp_capabilities')
@@ -345,8 +348,12 @@ class Session:
 
     def look(self) -> View:
         view = View()
+        ids = {}
         for info in self.qemu.execute('query-iothreads', internal=True):
             view.holders[info['id']] = info['holders']
+            ids[info['id']] = info['thread-id']
+        fault = self.loads.fault(self.stats, ids)
+        require(not fault, 'load', fault)
         view.exports = {e['id']: e['node-name'] for e in
                         self.qemu.execute('query-block-exports')}
         view.graph = self.qemu.execute('x-debug-query-block-graph')
@@ -365,6 +372,12 @@ class Session:
                     require(view.ctx[name] is None, 'twice', holder)
                     view.ctx[name] = thread
         return view
+
+    def stats(self, target: str) -> list[Any]:
+        stats: list[Any] = self.qemu.execute(
+            'query-stats', target=target, providers=[
+                {'provider': 'event-loop'}])
+        return stats
 
     def sync(self) -> None:
         """Look again; what has gone goes from the model too."""
