@@ -5,13 +5,16 @@ Boot a small Linux guest and show who holds which IOThread
 
 The guest has one disk on an IOThread of its own and one on two IOThreads.  It
 does real I/O, one disk is unplugged, and QEMU tells at each step which device
-runs where.  Needs no KVM, no network, and no disk image.
+runs where, and in the end how busy the IOThreads are.  Or it draws that, while
+a disk moves from one IOThread to the other.  Needs no KVM, no network, and no
+disk image.
 """
 
 import argparse
 import contextlib
 import importlib.util
 import json
+import os
 from pathlib import Path
 import re
 import signal
@@ -26,6 +29,7 @@ from typing import Any, Dict, Iterator, List, Optional
 
 ROOT = Path(__file__).resolve().parents[2]
 GUEST = ROOT / 'tests/functional/qemu_test/linuxguest.py'
+TOP = ROOT / 'build/patched/src/scripts/iothread-top'
 # How long QEMU may take for an answer, and the guest for an unplug
 TIMEOUT = 60
 
@@ -174,37 +178,99 @@ def disk_io(guest: Any, disk: str) -> None:
           f'    SHA-256 {checksum}', flush=True)
 
 
+def device(disk: str, **threads: Any) -> Json:
+    """Return a disk on these IOThreads, for -device or device_add."""
+    return {'driver': 'virtio-blk-pci', 'id': disk, 'drive': disk,
+            'serial': disk, **threads}
+
+
+DISK0 = device('disk0', iothread='io0')
+DISK1 = device('disk1', **{'num-queues': 4, 'iothread-vq-mapping': [
+    {'iothread': 'io0'}, {'iothread': 'io1'}]})
+
+
 def command_line(program: str, guest_args: List[str], directory: Path,
-                 monitor: int, console: int) -> List[str]:
-    """Return the command line of a QEMU with two IOThreads and two disks."""
-    devices: List[Json] = [
-        {'id': 'disk0', 'iothread': 'io0'},
-        {'id': 'disk1', 'num-queues': 4,
-         'iothread-vq-mapping': [{'iothread': 'io0'}, {'iothread': 'io1'}]}]
+                 monitor: int, console: int,
+                 picture: bool) -> List[str]:
+    """
+    Return the command line of a QEMU with two IOThreads and two disks.
+
+    For the picture both are on one of them.  The data is QEMU's own then: a
+    file is read by other threads, and here one is to be seen that is busy.
+    """
+    devices = [DISK0, device('disk1', iothread='io0') if picture else DISK1]
+    poll = ',poll-max-ns=4000000' if picture else ''
     command = [
         program, *guest_args, '-display', 'none', '-no-reboot',
         '-run-with', 'exit-with-parent=on',
         '-chardev', f'socket,id=monitor,fd={monitor}',
         '-mon', 'chardev=monitor,mode=control',
+        '-qmp', f'unix:{directory}/top,server=on,wait=off', '-name', 'demo',
         '-chardev', f'socket,id=console,fd={console}',
         '-serial', 'chardev:console',
-        '-object', 'iothread,id=io0', '-object', 'iothread,id=io1']
-    for device in devices:
-        disk = device['id']
-        image = directory / f'{disk}.img'
-        with open(image, 'wb') as stream:
-            stream.truncate(16 * 1024 * 1024)
+        '-object', f'iothread,id=io0{poll}', '-object',
+        f'iothread,id=io1{poll}']
+    for each in devices:
+        disk = each['id']
+        if not picture:
+            image = directory / f'{disk}.img'
+            with open(image, 'wb') as stream:
+                stream.truncate(16 * 1024 * 1024)
+            node: Json = {'driver': 'file', 'filename': str(image)}
+        else:
+            # Its copies are compared with each other
+            node = {'driver': 'quorum', 'vote-threshold': 2, 'children': [
+                {'driver': 'null-co', 'size': 1 << 30, 'read-zeroes': True}
+                for _ in range(3)]}
         command += [
-            '-blockdev', json.dumps({'driver': 'file', 'node-name': disk,
-                                     'filename': str(image)}),
-            '-device', json.dumps({'driver': 'virtio-blk-pci', 'drive': disk,
-                                   'serial': disk, **device})]
+            '-blockdev', json.dumps({'node-name': disk, **node}),
+            '-device', json.dumps(each)]
     return command
 
 
-def demonstrate(qmp: Qmp, guest: Any,
-                process: 'subprocess.Popen[bytes]') -> None:
-    """Show it all in a guest that has just been started."""
+def top(tool: Path, directory: Path, *options: str) -> List[str]:
+    """Return the command that shows the load of that QEMU."""
+    if not tool.exists():
+        raise DemoError(f'there is no {tool}')
+    return [sys.executable, '-B', str(tool), *options, f'{directory}/top']
+
+
+def load(guest: Any, *disks: str) -> None:
+    """Have the guest write to the disks from now on."""
+    for disk in disks:
+        guest.run(f'disk {disk}')
+        guest.run(f'churn {disk}')
+
+
+def read(guest: Any, disk: str) -> None:
+    """Have two of the guest's CPUs read from the disk until it has gone."""
+    guest.run(f'dev=/dev/$(disk {disk})')
+    guest.run('for cpu in 0 1; do'
+              ' while taskset -c $cpu dd if=/proc/self/fd/3 of=/dev/null'
+              ' bs=1M iflag=direct; do :; done 3<$dev 2>/dev/null & done')
+
+
+def show_load(tool: Path, directory: Path) -> None:
+    """Print how busy the IOThreads are."""
+    heading('iothread-top --once')
+    done = subprocess.run(
+        top(tool, directory, '--once', '-d', '3'), capture_output=True,
+        text=True, check=False, timeout=TIMEOUT,
+        env={**os.environ, 'COLUMNS': '96'})
+    if done.returncode:
+        raise DemoError(f'iothread-top failed: {done.stderr.strip()}')
+    indent(done.stdout)
+
+
+def unplug(qmp: Qmp, guest: Any, disk: str) -> None:
+    """Unplug the disk, and wait until it has gone from the guest too."""
+    qmp.execute('device_del', id=disk)
+    qmp.wait_deleted(disk)
+    guest.run(f'gone {disk}')
+
+
+def boot(guest: Any) -> None:
+    """Wait for a guest that has just been started."""
     print('Booting Linux on an emulated PC ...', end='', flush=True)
     start = time.monotonic()
     with dots():
@@ -212,6 +278,22 @@ def demonstrate(qmp: Qmp, guest: Any,
     print(f' up after {time.monotonic() - start:.1f} s', flush=True)
     indent(guest.run('uname -sr') + ', ' + guest.run('nproc') + ' CPUs')
 
+
+def power_off(guest: Any, process: 'subprocess.Popen[bytes]') -> None:
+    """End the guest, and QEMU with it."""
+    heading('Powering off')
+    guest.send('poweroff -f')
+    try:
+        code = process.wait(TIMEOUT)
+    except subprocess.TimeoutExpired:
+        raise DemoError('the guest did not power off') from None
+    if code:
+        raise DemoError(f'QEMU ended with code {code}')
+    indent('QEMU has ended')
+
+
+def demonstrate(qmp: Qmp, guest: Any, tool: Path, directory: Path) -> None:
+    """Show it all in a guest with both disks."""
     heading('Disk I/O in the guest')
     disk_io(guest, 'disk0')
     disk_io(guest, 'disk1')
@@ -228,9 +310,7 @@ def demonstrate(qmp: Qmp, guest: Any,
         raise DemoError('QEMU deleted io1 although disk1 uses it')
 
     heading('device_del disk1')
-    qmp.execute('device_del', id='disk1')
-    qmp.wait_deleted('disk1')
-    guest.run('gone disk1')
+    unplug(qmp, guest, 'disk1')
     indent('the guest has let it go')
     for thread in show(qmp):
         if any(each.get('device') == 'disk1' for each in thread['holders']):
@@ -248,19 +328,44 @@ def demonstrate(qmp: Qmp, guest: Any,
     heading('Disk I/O in the guest')
     disk_io(guest, 'disk0')
 
-    heading('Powering off')
-    guest.send('poweroff -f')
-    try:
-        code = process.wait(TIMEOUT)
-    except subprocess.TimeoutExpired:
-        raise DemoError('the guest did not power off') from None
-    if code:
-        raise DemoError(f'QEMU ended with code {code}')
-    indent('QEMU has ended')
+    heading('object-add io1, device_add disk1, and I/O on both disks')
+    qmp.execute('object-add', qom_type='iothread', id='io1')
+    qmp.execute('device_add', **DISK1)
+    load(guest, 'disk0', 'disk1')
+    indent('the guest writes to them from now on')
+    show_load(tool, directory)
 
 
-def run(program: str) -> None:
-    """Run the demonstration with that QEMU."""
+def draw(qmp: Qmp, guest: Any, tool: Path, directory: Path,
+         picture: Path) -> None:
+    """
+    Draw the load while a disk moves from one IOThread to the other.
+
+    It is unplugged from the one, and comes back on the other.
+    """
+    made = directory / 'picture.svg'
+    with subprocess.Popen(top(tool, directory, '-d', '0.5', '-n', '100',
+                              '--svg', str(made))) as process:
+        try:
+            time.sleep(3)
+            read(guest, 'disk1')
+            time.sleep(9)
+            unplug(qmp, guest, 'disk1')
+            time.sleep(2)
+            qmp.execute('device_add', **device('disk1', iothread='io1'))
+            read(guest, 'disk1')
+            time.sleep(10)
+            process.send_signal(signal.SIGINT)
+            if process.wait(TIMEOUT):
+                raise DemoError('iothread-top failed')
+        finally:
+            process.kill()
+    picture.write_bytes(made.read_bytes())
+    heading(f'The load of the IOThreads is drawn in {picture}')
+
+
+def run(program: str, tool: Path, picture: Optional[Path]) -> None:
+    """Run the demonstration with that QEMU, or draw the picture."""
     linuxguest = load_guest()
     with tempfile.TemporaryDirectory(prefix='fork-demo-') as name:
         directory = Path(name)
@@ -270,10 +375,16 @@ def run(program: str) -> None:
         try:
             command = command_line(
                 program, linuxguest.guest_args(name), directory,
-                monitor_far.fileno(), console_far.fileno())
+                monitor_far.fileno(), console_far.fileno(),
+                bool(picture))
             with qemu(command, errors, monitor_far, console_far) as process:
-                demonstrate(Qmp(monitor), linuxguest.GuestConsole(console),
-                            process)
+                qmp, guest = Qmp(monitor), linuxguest.GuestConsole(console)
+                boot(guest)
+                if picture:
+                    draw(qmp, guest, tool, directory, picture)
+                else:
+                    demonstrate(qmp, guest, tool, directory)
+                power_off(guest, process)
         except (DemoError, QmpError, OSError, linuxguest.GuestMissing,
                 linuxguest.GuestError) as error:
             said = ''
@@ -289,6 +400,12 @@ def main() -> int:
                     ' IOThread')
     parser.add_argument('--qemu', required=True, metavar='PROGRAM',
                         help='the patched qemu-system-x86_64')
+    parser.add_argument('--top', metavar='PROGRAM', type=Path, default=TOP,
+                        help='iothread-top (default: that of the work tree)')
+    parser.add_argument('--picture', metavar='FILE', type=Path,
+                        help='draw the load instead, while a disk moves from'
+                        ' one IOThread to the other')
+    args = parser.parse_args()
 
     def interrupt(number: int, _frame: Optional[FrameType]) -> None:
         # Unwinds the stack, and so ends QEMU
@@ -297,7 +414,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
     try:
-        run(parser.parse_args().qemu)
+        run(args.qemu, args.top, args.picture)
     except DemoError as error:
         print(f'\ndemo: {error}', file=sys.stderr)
         return 1

@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""
+Show how busy the event loops of QEMU are, and who uses them
+
+load.py  figures from two answers of one QEMU
+vm.py    the connection to a QEMU
+text.py  tables and JSON
+live.py  the view on a terminal
+svg.py   the picture
+main.py  the command line
+"""

@@ -1,0 +1,740 @@
+#!/usr/bin/env python3
+#
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""
+scripts/iothread-top, on a QEMU with IOThreads, and in a terminal
+
+The load is a client of a block export, which runs in an IOThread, and where
+disks are needed a real Linux guest.  $QEMU_STOCK_BINARY may name a QEMU that
+does not count what its event loops do.
+"""
+
+import contextlib
+import json
+import logging
+import os
+from pathlib import Path
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from typing import Any, Dict, Iterator, List, Optional
+from xml.etree import ElementTree
+
+from qemu_test import QemuSystemTest
+from qemu_test.linuxguest import GuestConsole, GuestMissing, guest_args
+from qemu_test.qmpprogram import Program, programs
+from qemu_test.terminal import Terminal
+
+Json = Dict[str, Any]
+
+TOOL = Path(__file__).resolve().parents[3] / 'scripts/iothread-top'
+# How long one test may take, in seconds
+TEST_TIMEOUT = 150
+SHARES = ['busy-percent', 'poll-hit-percent', 'poll-miss-percent',
+          'idle-percent']
+RATES = ['events-per-second', 'wakeups-per-second', 'iterations-per-second']
+
+
+class Fake:
+    """A monitor that tells what no QEMU would."""
+
+    def __init__(self, path: str, answers: Dict[str, List[Any]]) -> None:
+        """The last answer of each command is repeated."""
+        self.answers = answers
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.bind(path)
+        self.socket.listen(1)
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self) -> None:
+        """Serve one client after the other."""
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self.socket.accept()
+                with client, contextlib.suppress(OSError):
+                    self.talk(client)
+
+    def talk(self, client: socket.socket) -> None:
+        """Answer until the client goes."""
+        def send(message: Json) -> None:
+            # An event in front of each answer is nobody's business
+            client.sendall(json.dumps({
+                'event': 'STOP', 'timestamp': {
+                    'seconds': 1, 'microseconds': 1}}).encode() + b'\r\n')
+            client.sendall(json.dumps(message).encode() + b'\r\n')
+
+        client.sendall(b'{"QMP": {"version": {"qemu": {"major": 10,'
+                       b' "minor": 2, "micro": 2}, "package": ""},'
+                       b' "capabilities": ["oob"]}}\r\n')
+        text = ''
+        negotiated = False
+        while data := client.recv(65536):
+            text += data.decode()
+            with contextlib.suppress(ValueError):
+                while text:
+                    request, end = json.JSONDecoder().raw_decode(text)
+                    text = text[end:].lstrip()
+                    answer = {} if not negotiated else \
+                        self.answer(request['execute'], request)
+                    message = {'return': answer, 'id': request.get('id')}
+                    if negotiated:
+                        send(message)
+                    else:
+                        client.sendall(json.dumps(message).encode()
+                                       + b'\r\n')
+                    negotiated = True
+
+    def answer(self, command: str, request: Json) -> Any:
+        """Return the next answer to the command."""
+        target = request.get('arguments', {}).get('target')
+        answers = self.answers.get(f'{command} {target}' if target
+                                   else command, [[]])
+        return answers.pop(0) if len(answers) > 1 else answers[0]
+
+    def close(self) -> None:
+        """Go away."""
+        self.socket.close()
+
+
+class IOThreadTop(QemuSystemTest):
+    """Runs the tool as a user does."""
+
+    maxDiff = None
+
+    def setUp(self) -> None:
+        super().setUp()
+        signal.signal(signal.SIGALRM, self._out_of_time)
+        signal.alarm(TEST_TIMEOUT)
+        self.count = 0
+
+    def tearDown(self) -> None:
+        signal.alarm(0)
+        super().tearDown()
+
+    def _out_of_time(self, _number: int, _frame: Any) -> None:
+        self.fail(f'not done after {TEST_TIMEOUT} s')
+
+    def path(self, name: str) -> str:
+        """Return a path for a socket."""
+        return os.path.join(self.socket_dir().name, name)
+
+    def launch(self, name: str, *args: str, machine: str = 'none',
+               title: Optional[str] = None) -> str:
+        """
+        Start a QEMU; return the path of its monitor for the tool.
+
+        There is another one at that path and "2".
+        """
+        path = self.path(name)
+        vm = self.get_vm(name=name)
+        vm.set_machine(machine)
+        if machine == 'none':
+            vm.add_args('-accel', 'qtest')
+        vm.add_args('-nodefaults', '-name', title or name,
+                    '-chardev', f'socket,id=top,path={path},server=on,'
+                    'wait=off', '-mon', 'chardev=top,mode=control',
+                    '-qmp', f'unix:{path}2,server=on,wait=off', *args)
+        vm.launch()
+        return path
+
+    def work(self, name: str) -> None:
+        """Have the IOThread "busy" serve a client that wants ever more."""
+        image = os.environ.get('QEMU_TEST_QEMU_IMG') or os.path.join(
+            os.path.dirname(self.qemu_bin), 'qemu-img')
+        if not os.access(image, os.X_OK):
+            self.skipTest('there is no qemu-img')
+        vm, path = self.get_vm(name=name), self.path(f'{name}-nbd')
+        vm.cmd('nbd-server-start', addr={'type': 'unix',
+                                         'data': {'path': path}})
+        vm.cmd('block-export-add', type='nbd', id='export', node_name='disk',
+               iothread='busy')
+        # pylint: disable-next=consider-using-with
+        client = subprocess.Popen(
+            [image, 'bench', '-f', 'raw', '-c', str(2 ** 31 - 1), '-d', '8',
+             f'nbd+unix:///disk?socket={path}'],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL)
+        self.addCleanup(client.wait)
+        self.addCleanup(client.kill)
+
+    def one(self, name: str = 'vm', title: Optional[str] = None) -> str:
+        """Start a QEMU with a busy and an idle IOThread."""
+        path = self.launch(
+            name, '-object', 'iothread,id=busy', '-object',
+            'iothread,id=idle', '-blockdev',
+            # It takes its time, or nothing else would find any
+            'null-co,node-name=disk,read-zeroes=off,latency-ns=1000000',
+            title=title)
+        self.work(name)
+        return path
+
+    def run_tool(self, *args: str, code: int = 0,
+                 **environment: str) -> 'subprocess.CompletedProcess[str]':
+        """Run the tool to its end."""
+        done = subprocess.run(
+            [sys.executable, TOOL, *args], capture_output=True, text=True,
+            stdin=subprocess.DEVNULL, check=False, timeout=60,
+            env={**os.environ, 'COLUMNS': '80', **environment})
+        self.log.debug('%s: %s\n%s', args, done.stdout, done.stderr)
+        self.assertNotIn('Traceback', done.stderr)
+        self.assertEqual(done.returncode, code, done.stderr)
+        return done
+
+    def samples(self, *args: str, code: int = 0) -> List[Json]:
+        """Return the samples that the tool prints as JSON."""
+        done = self.run_tool('--json', *args, code=code)
+        samples = [json.loads(line) for line in done.stdout.splitlines()]
+        for sample in samples:
+            for vm in sample['vms']:
+                for thread in vm['threads']:
+                    self.check_figures(thread)
+        return samples
+
+    def check_figures(self, thread: Json) -> None:
+        """Check that no figure is absurd."""
+        shares = [thread[name] for name in SHARES]
+        if shares[0] is None:
+            self.assertEqual(shares, [None] * len(SHARES))
+            return
+        for share in shares:
+            self.assertGreaterEqual(share, 0)
+        self.assertLessEqual(sum(shares), 100.1)
+        if thread['cpu-percent'] is not None:
+            self.assertTrue(0 <= thread['cpu-percent'] <= 100)
+        for name in RATES:
+            self.assertTrue(0 <= thread[name] < 1e8, thread)
+
+    def threads(self, vm: Json) -> Dict[str, Json]:
+        """Return the threads by their names."""
+        return {thread['id']: thread for thread in vm['threads']}
+
+    def live(self, *args: str, rows: int = 24, columns: int = 80,
+             kind: str = 'vt52') -> Terminal:
+        """Start the view on a terminal."""
+        terminal = Terminal([sys.executable, str(TOOL), '-d', '0.2', *args],
+                            rows, columns, kind)
+        self.addCleanup(terminal.close)
+        return terminal
+
+    def test_once(self) -> None:
+        """One table: who is busy, and who makes it so"""
+        done = self.run_tool('--once', self.one())
+        lines = done.stdout.splitlines()
+        self.assertIn('BUSY%', lines[0])
+        self.assertTrue(lines[1].startswith('vm ('), lines)
+        # The busiest comes first, with its holders, and the idle one last
+        named = [line for line in lines[2:] if line[1] != ' ']
+        self.assertTrue(named[-1].startswith(' idle '), lines)
+        first = lines[2].split()
+        self.assertEqual(first[0], 'busy')
+        self.assertGreater(float(first[2]), 1)
+        self.assertIn('   block-export id=export node-name=disk', lines)
+        self.assertRegex(done.stdout, r'(?m)^ idle +\d+ +0\.0 +0\.0 +100\.0')
+        self.assertRegex(done.stdout, r'(?m)^ main loop +- +\d')
+        self.assertTrue(all(len(line) <= 80 for line in lines), lines)
+        done = self.run_tool('--once', '-n', '2', '-d', '0.1', '--no-holders',
+                             '-s', 'name', self.path('vm'))
+        self.assertEqual(done.stdout.count('BUSY%'), 2)
+        self.assertNotIn('block-', done.stdout)
+
+    def test_json(self) -> None:
+        """The keys, and that the shares of the time add up"""
+        path = self.one()
+        samples = self.samples('-n', '3', '-d', '0.5', path)
+        self.assertEqual(len(samples), 3)
+        infos = self.get_vm(name='vm').cmd('query-iothreads', internal=True)
+        for sample in samples:
+            (vm,) = sample['vms']
+            self.assertEqual([vm[key] for key in ('name', 'address', 'state')],
+                             ['vm', path, 'up'])
+            self.assertAlmostEqual(vm['interval'], 0.5, delta=0.4)
+            threads = self.threads(vm)
+            self.assertEqual(set(threads), {'main loop'} | {
+                info['id'] for info in infos})
+            for info in infos:
+                thread = threads[info['id']]
+                self.assertEqual(thread['thread-id'], info['thread-id'])
+                self.assertEqual(
+                    [{key: each[key] for key in info['holders'][i]}
+                     for i, each in enumerate(thread['holders'])],
+                    info['holders'])
+            for thread in threads.values():
+                self.assertAlmostEqual(
+                    sum(thread[name] for name in SHARES), 100, delta=1)
+            self.assertTrue(threads['main loop']['main-loop'])
+            self.assertGreater(threads['busy']['busy-percent'], 1)
+            self.assertGreater(threads['busy']['events-per-second'], 100)
+            self.assertGreater(threads['idle']['idle-percent'], 99)
+
+    def test_svg(self) -> None:
+        """A picture, also when the recording is ended early"""
+        path = self.one(title='<&>')
+        picture = Path(self.scratch_file('load.svg'))
+        self.run_tool('--svg', str(picture), '-n', '3', '-d', '0.2', path)
+        words = self.words(picture)
+        for word in ('busy', 'idle', 'main loop', '100 %', 'time in seconds',
+                     'id=export'):
+            self.assertTrue(any(word in each for each in words), words)
+        self.assertTrue(any(each.startswith('<&>') for each in words), words)
+
+        picture.unlink()
+        with subprocess.Popen([sys.executable, TOOL, '--svg', picture, '-d',
+                               '0.2', path]) as process:
+            time.sleep(2)
+            process.send_signal(signal.SIGINT)
+            self.assertEqual(process.wait(30), 0)
+        self.words(picture)
+        # Nothing else is left behind
+        self.assertEqual(list(picture.parent.glob('load.svg*')), [picture])
+        done = self.run_tool('--svg', '/nonexistent/x.svg', '-n', '1', '-d',
+                             '0.1', path, code=1)
+        self.assertIn('/nonexistent/x.svg', done.stderr)
+
+    @staticmethod
+    def words(picture: Path) -> List[str]:
+        """Return the words in the picture."""
+        return [each.text or '' for each in ElementTree.parse(picture).iter()
+                if each.tag.endswith('text')]
+
+    def test_live(self) -> None:
+        """The view follows the keys and the size of its terminal"""
+        terminal = self.live(self.one())
+        terminal.wait_for(r'^ busy +\d+ +\d+\.\d .*\n   block-\w+ ')
+        self.assertEqual(terminal.screen.rows, 24)
+        terminal.resize(40, 100)
+        terminal.wait_for(r'\d\d:\d\d:\d\d$(.*\n)+ main loop .*\d$')
+        terminal.resize(5, 20)
+        text = terminal.wait_for(r'BUSY%\n(.*\n)+ busy +\d+\.\d')
+        self.assertNotIn('TID', text)
+        terminal.resize(1, 1)
+        time.sleep(0.5)
+        self.assertFalse(terminal.ended())
+        terminal.resize(24, 80)
+        terminal.wait_for('block-export')
+        terminal.send('h')
+        terminal.wait_for('block-export', absent=True)
+        terminal.send('n')
+        terminal.wait_for(r'by name(.*\n)+ busy(.*\n)+ idle(.*\n)+ main')
+        terminal.send('r')
+        terminal.wait_for(r'reverse(.*\n)+ main(.*\n)+ idle(.*\n)+ busy')
+        terminal.send('r')
+        for key, name in (('p', 'poll'), ('c', 'cpu'), ('e', 'events'),
+                          ('b', 'busy')):
+            terminal.send(key)
+            terminal.wait_for(f'by {name} ')
+        terminal.send('?')
+        terminal.wait_for('handlers')
+        terminal.send('?')
+        terminal.wait_for('handlers', absent=True)
+        terminal.send('+')
+        terminal.wait_for('  0.5 s')
+        terminal.send('--')
+        terminal.wait_for('  0.1 s')
+
+        terminal.send(' ')
+        terminal.wait_for('PAUSED')
+        before = terminal.screen.text().splitlines()[1:]
+        terminal.read(1)
+        self.assertEqual(terminal.screen.text().splitlines()[1:], before)
+        terminal.send(' ')
+        terminal.wait_for('PAUSED', absent=True)
+        for _ in range(100):
+            terminal.read(0.1)
+            if terminal.screen.text().splitlines()[1:] != before:
+                break
+        else:
+            self.fail('the figures stay as they are')
+
+        terminal.send('q')
+        self.assertEqual(terminal.wait(), 0)
+        self.assertTrue(terminal.sane())
+        self.assertEqual(terminal.screen.unknown, [])
+        self.assertNotIn(b'Traceback', terminal.raw)
+
+    def test_signals(self) -> None:
+        """However the view ends, the terminal is as before"""
+        path = self.one()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            terminal = self.live(path, kind='xterm')
+            terminal.wait_raw(rb'node-name')
+            os.kill(terminal.pid, number)
+            self.assertEqual(terminal.wait(), 128 + number)
+            self.assertTrue(terminal.sane())
+            self.assertIn(b'\x1b[?1049l', terminal.raw)
+            self.assertNotIn(b'Traceback', terminal.raw)
+        terminal = self.live(path)
+        terminal.wait_for('node-name')
+        terminal.hang_up()
+        self.assertIn(terminal.wait(), (0, 128 + signal.SIGHUP))
+        terminal = self.live(path, kind='dumb')
+        self.assertEqual(terminal.wait(), 1)
+        self.assertIn(b'--once', terminal.raw)
+        done = self.run_tool(path, code=1)
+        self.assertIn('--once', done.stderr)
+
+    def test_pipe(self) -> None:
+        """The reader goes away"""
+        with subprocess.Popen(
+                [sys.executable, TOOL, '--json', '-d', '0.1', self.one()],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdout and process.stderr
+            self.assertTrue(process.stdout.readline())
+            process.stdout.close()
+            self.assertEqual(process.wait(30), 1)
+            self.assertEqual(process.stderr.read(), b'')
+
+    def test_several(self) -> None:
+        """Two QEMUs: one goes, and comes back"""
+        first, second = self.one('first'), self.one('second')
+        (sample,) = self.samples('--once', first, second)
+        self.assertEqual([vm['name'] for vm in sample['vms']],
+                         ['first', 'second'])
+        terminal = self.live(first, second)
+        both = r'^first \((.*\n)+ busy(.*\n)+second \(.*\n busy +\d+ +\d'
+        terminal.wait_for(both)
+
+        self.get_vm(name='second').kill()
+        terminal.wait_for(r'^second .*: gone')
+        terminal.wait_for(r'^first \(.*\n busy +\d+ +\d+\.\d')
+        self.assertFalse(terminal.ended())
+        done = self.run_tool('--once', '-d', '0.2', f'{first}2', f'{second}2',
+                             code=1)
+        self.assertIn('second', done.stderr)
+        self.assertRegex(done.stdout, r'(?m)^ busy +\d+ +\d+\.\d')
+
+        os.unlink(second)
+        self.get_vm(name='second').launch()
+        self.work('second')
+        terminal.wait_for(both)
+        self.get_vm(name='first').kill()
+        self.get_vm(name='second').kill()
+        terminal.wait_for(r'^first .*: gone(.*\n)+second .*: gone')
+        terminal.send('q')
+        self.assertEqual(terminal.wait(), 0)
+
+    def test_goes_during_once(self) -> None:
+        """A QEMU ends between the two samples"""
+        with subprocess.Popen(
+                [sys.executable, TOOL, '--once', '-d', '3', self.one()],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                text=True) as process:
+            time.sleep(1.5)
+            self.get_vm(name='vm').kill()
+            out, err = process.communicate(timeout=30)
+        self.assertEqual(process.returncode, 1)
+        self.assertIn('gone', out)
+        self.assertIn('gone', err)
+        self.assertNotIn('Traceback', err)
+
+    def test_hangs(self) -> None:
+        """A QEMU that does not answer holds up nobody else"""
+        first, second = self.one('first'), self.one('second')
+        terminal = self.live('--timeout', '3', first, second)
+        terminal.wait_for(r'^second (.*\n)+ busy +\d+ +\d')
+        pid = self.get_vm(name='second').get_pid()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            terminal.wait_for(r'^second .*no answer for \d s')
+            terminal.wait_for(r'^second .*: silent')
+            terminal.wait_for(r'^first \(.*\n busy +\d+ +\d+\.\d')
+            done = self.run_tool('--once', '--timeout', '1', f'{second}2',
+                                 code=1)
+            self.assertIn('silent', done.stderr)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        terminal.wait_for(r'^second \([^:]*\n busy +\d+ +\d+\.\d')
+        terminal.send('q')
+        self.assertEqual(terminal.wait(), 0)
+
+    def test_occupied(self) -> None:
+        """Another client has the monitor"""
+        path = self.one()
+        with contextlib.ExitStack() as stack:
+            for _ in range(3):
+                client = stack.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    client.connect(path)
+                    time.sleep(0.2)
+                done = self.run_tool('--once', '--timeout', '0.5', path,
+                                     code=1)
+                self.assertIn('another -qmp', done.stderr)
+        self.run_tool('--once', '-d', '0.1', path)
+
+    def test_unreachable(self) -> None:
+        """Nobody is there, or somebody else"""
+        done = self.run_tool('--once', self.path('none'), code=1)
+        self.assertIn('No such file', done.stderr)
+        done = self.run_tool('--once', 'localhost:99999', code=2)
+        self.assertIn('99999', done.stderr)
+        with socket.socket() as server:
+            server.bind(('127.0.0.1', 0))
+            port = server.getsockname()[1]
+            done = self.run_tool('--once', f'127.0.0.1:{port}', code=1)
+            self.assertIn('refused', done.stderr)
+            server.listen()
+
+            def hello() -> None:
+                client, _ = server.accept()
+                client.sendall(b'SSH-2.0\r\n')
+                client.close()
+
+            thread = threading.Thread(target=hello)
+            thread.start()
+            done = self.run_tool('--once', f'127.0.0.1:{port}', code=1)
+            self.assertIn('no QMP monitor', done.stderr)
+            thread.join()
+
+    def test_tcp(self) -> None:
+        """A monitor at a port"""
+        self.launch('vm', '-object', 'iothread,id=io0',
+                    '-chardev', 'socket,id=tcp,host=127.0.0.1,port=0,'
+                    'server=on,wait=off', '-mon', 'chardev=tcp,mode=control')
+        (text,) = [each['filename'] for each
+                   in self.get_vm(name='vm').cmd('query-chardev')
+                   if each['label'] == 'tcp']
+        where = text.partition('tcp:')[2].partition(',')[0]
+        done = self.run_tool('--once', '-d', '0.1', where)
+        self.assertRegex(done.stdout, '(?m)^ io0 ')
+        # Such a monitor has an IOThread of QEMU's own
+        done = self.run_tool('--once', '-d', '0.1', f'tcp:{where}')
+        self.assertRegex(done.stdout, '(?m)^ mon_iothread +[0-9]+ +[0-9]')
+
+    def test_recreated(self) -> None:
+        """An IOThread is deleted, and another one has its name"""
+        path = self.one()
+        vm = self.get_vm(name='vm')
+        done = threading.Event()
+
+        def recreate() -> None:
+            while not done.wait(0.3):
+                vm.cmd('object-del', id='idle')
+                vm.cmd('object-add', qom_type='iothread', id='idle')
+
+        thread = threading.Thread(target=recreate)
+        thread.start()
+        try:
+            samples = self.samples('-n', '60', '-d', '0.1', path)
+        finally:
+            done.set()
+            thread.join()
+        found = [self.threads(sample['vms'][0]).get('idle')
+                 for sample in samples]
+        known = [each for each in found if each]
+        self.assertGreater(len({each['thread-id'] for each in known}), 3)
+        # Right after it was made there is nothing to compare with
+        self.assertIn(None, [each['busy-percent'] for each in known])
+        for each in known:
+            if each['idle-percent'] is not None:
+                self.assertGreater(each['idle-percent'], 80)
+
+    def test_many_holders(self) -> None:
+        """A thousand nodes on an IOThread"""
+        path = self.one()
+        vm = self.get_vm(name='vm')
+        for i in range(1000):
+            vm.cmd('blockdev-add', driver='null-co', node_name=f'n{i}')
+            vm.cmd('x-blockdev-set-iothread', node_name=f'n{i}',
+                   iothread='idle')
+        done = self.run_tool('--once', '-d', '0.2', path)
+        self.assertEqual(done.stdout.count('node-name=n'), 1000)
+        terminal = self.live(path)
+        terminal.wait_for(r'^   block-node node-name=n0$')
+        terminal.send('r')
+        terminal.wait_for('reverse')
+        terminal.send('h')
+        terminal.wait_for(r'^ busy .*\d$')
+        terminal.send('q')
+        self.assertEqual(terminal.wait(), 0)
+
+    def test_scroll(self) -> None:
+        """Further down"""
+        path = self.launch('vm', *[word for i in range(40) for word in (
+            '-object', f'iothread,id=io{i}')])
+        terminal = self.live('-s', 'name', path)
+        terminal.wait_for(r'^ io0 ')
+        terminal.wait_for(r'^ io21 ', absent=True)
+        terminal.send('\x1bB' * 5)
+        terminal.wait_for(r'^ io21 ')
+        terminal.wait_for(r'^ io0 ', absent=True)
+        terminal.send('\x1bB' * 100)
+        terminal.wait_for(r'^ main loop ')
+        terminal.send('\x1bA' * 100)
+        terminal.wait_for(r'^ io0 ')
+        terminal.send('q')
+        self.assertEqual(terminal.wait(), 0)
+
+    def test_odd_names(self) -> None:
+        """No control character of a name gets to the terminal"""
+        path = self.one(title='a\x1b[31m\x07b\nc\u202e\u00e9')
+        done = self.run_tool('--once', '-d', '0.1', path)
+        self.assertIn('a\\x1b[31m\\x07b\\nc\\u202e\u00e9 (', done.stdout)
+        done = self.run_tool('--once', '-d', '0.1', path, LC_ALL='C',
+                             PYTHONCOERCECLOCALE='0', PYTHONUTF8='0')
+        self.assertIn('a\\x1b[31m\\x07b\\nc\\u202e\\xe9 (', done.stdout)
+        terminal = self.live(path)
+        terminal.wait_for(r'^a\\x1b\[31m\\x07b\\nc\\u202e')
+        self.assertNotIn(b'\x07', terminal.raw)
+        self.assertNotIn(b'\x1b[31m', terminal.raw)
+        terminal.send('q')
+        self.assertEqual(terminal.wait(), 0)
+
+    def test_daemon(self) -> None:
+        """The storage daemon, and what it exports"""
+        binaries = programs(self.qemu_bin)
+        if len(binaries) < 2:
+            self.skipTest('no storage daemon was built')
+        program = Program(binaries[1], self.socket_dir().name, 1, [
+            '--object', 'iothread,id=io0', '--blockdev',
+            'null-co,node-name=disk,read-zeroes=on', '--nbd-server',
+            f'addr.type=unix,addr.path={self.path("nbd")}', '--export',
+            'nbd,id=exp0,node-name=disk,iothread=io0'])
+        program.start()
+        self.addCleanup(program.end)
+        program.connect().close()
+        done = self.run_tool('--once', '-d', '0.2', program.paths[0])
+        self.assertTrue(done.stdout.splitlines()[1].endswith('/m0'))
+        self.assertRegex(done.stdout, r'(?m)^ io0 +\d+ +0\.0 +0\.0 +100\.0')
+        self.assertIn('block-export id=exp0 node-name=disk\n', done.stdout)
+        self.assertRegex(done.stdout, r'(?m)^ main loop +- +\d')
+
+    def test_stock(self) -> None:
+        """A QEMU and a daemon that do not count are refused"""
+        stock = os.environ.get('QEMU_STOCK_BINARY') or \
+            os.environ.get('QTEST_QEMU_STOCK_BINARY')
+        if not stock:
+            self.skipTest('QEMU_STOCK_BINARY names no stock QEMU')
+        path = self.one()
+        for i, binary in enumerate(programs(stock)):
+            folder = self.path(f'stock{i}')
+            os.mkdir(folder)
+            program = Program(binary, folder, 1)
+            program.start()
+            self.addCleanup(program.end)
+            program.connect().close()
+            done = self.run_tool('--once', program.paths[0], code=1)
+            self.assertIn('cannot tell the load', done.stderr)
+            self.assertIn('qemu-storage-daemon' if i else 'QEMU', done.stderr)
+            self.assertIn(' query-stats', done.stderr)
+            self.assertEqual(done.stdout, '')
+            # The monitor is free for others, and the others are shown
+            program.connect().close()
+            done = self.run_tool('--once', '-d', '0.1', program.paths[0],
+                                 path, code=1)
+            self.assertIn('cannot tell', done.stdout)
+            self.assertRegex(done.stdout, r'(?m)^ busy +\d+ +\d')
+
+    def fake_stats(self, *values: int) -> Json:
+        """Return counters that have these values."""
+        names = ['busy-time', 'poll-hit-time', 'poll-miss-time',
+                 'blocked-time', 'cpu-time', 'events', 'wakeups',
+                 'iterations']
+        return {'provider': 'event-loop', 'qom-path': '/objects/io0',
+                'stats': [{'name': name, 'value': value}
+                          for name, value in zip(names, values)]}
+
+    @contextlib.contextmanager
+    def fake(self, answers: Dict[str, List[Any]]) -> Iterator[str]:
+        """Have a monitor that answers like this."""
+        self.count += 1
+        path = self.path(f'fake{self.count}')
+        fake = Fake(path, {
+            'query-name': [{'name': 'fake'}],
+            'query-stats-schemas': [[{'provider': 'event-loop'}]],
+            'query-iothreads': [[{'id': 'io0', 'thread-id': 7,
+                                  'holders': []}]], **answers})
+        try:
+            yield path
+        finally:
+            fake.close()
+
+    def test_absurd_counters(self) -> None:
+        """Counters go back or jump, and the thread is the same"""
+        second = 10 ** 9
+        with self.fake({'query-stats iothread': [
+                [self.fake_stats(*[100 * second] * 4, 9 * second, 9, 9, 9)],
+                [self.fake_stats(*[99 * second] * 4, second, 1, 1, 1)],
+                # A polling phase of ten seconds has just ended
+                [self.fake_stats(99 * second, 109 * second, 99 * second,
+                                 99 * second, 90 * second, 2, 2, 2)],
+                [self.fake_stats(2 ** 63, *[109 * second] * 4, 3, 3, 3)],
+                [{**self.fake_stats(1), 'stats': []}]]}) as path:
+            samples = self.samples('-n', '5', '-d', '0.2', path)
+        found = [self.threads(sample['vms'][0])['io0'] for sample in samples]
+        self.assertEqual([each['poll-hit-percent'] for each in found],
+                         [None, 100.0, 0.0, None, None])
+
+    def test_another_thread(self) -> None:
+        """The counters look as if nothing had happened"""
+        second = 10 ** 9
+        with self.fake({
+                'query-iothreads': [
+                    [{'id': 'io0', 'thread-id': number, 'holders': []}]
+                    for number in (7, 7, 8, 8)],
+                'query-stats iothread': [
+                    [self.fake_stats(*[i * second // 20] * 4, i, i, i, i)]
+                    for i in range(1, 5)]}) as path:
+            samples = self.samples('-n', '3', '-d', '0.2', path)
+        found = [self.threads(sample['vms'][0])['io0'] for sample in samples]
+        self.assertEqual([each['busy-percent'] for each in found],
+                         [25.0, None, 25.0])
+
+    def test_nonsense(self) -> None:
+        """Answers of another shape than QEMU's"""
+        for answers in ([17], [[{'stats': 3}]], [None], [[None]],
+                        [[{'stats': [{'name': 1}]}]], ['x']):
+            with self.fake({'query-stats iothread': [answers[0]]}) as path:
+                done = self.run_tool('--once', '-d', '0.1', path, code=1)
+                self.assertIn('makes no sense', done.stderr)
+
+    def test_guest(self) -> None:
+        """What the disks of a real guest do, beside their threads"""
+        self.require_accelerator('tcg')
+        try:
+            guest = guest_args(self.workdir)
+        except GuestMissing as missing:
+            self.skipTest(str(missing))
+        args = list(guest)
+        for thread in ('io0', 'io1'):
+            args += ['-object', f'iothread,id={thread}']
+        for disk, threads in (
+                ('disk0', {'iothread': 'io0'}),
+                ('disk1', {'num-queues': 4, 'iothread-vq-mapping': [
+                    {'iothread': 'io0'}, {'iothread': 'io1'}]})):
+            image = self.scratch_file(f'{disk}.img')
+            with open(image, 'wb') as stream:
+                stream.truncate(16 * 1024 * 1024)
+            args += ['-blockdev', f'file,node-name={disk},filename={image}',
+                     '-device', json.dumps({
+                         'driver': 'virtio-blk-pci', 'id': disk,
+                         'drive': disk, 'serial': disk, **threads})]
+        self.get_vm(name='vm').set_console()
+        path = self.launch('vm', *args, machine='pc')
+        console = GuestConsole(self.get_vm(name='vm').console_socket,
+                               logging.getLogger('console').debug)
+        console.wait_ready()
+        for disk in ('disk0', 'disk1'):
+            console.run(f'io {disk}')
+            console.run(f'churn {disk}')
+        (sample,) = self.samples('--once', '-d', '2', path)
+        threads = self.threads(sample['vms'][0])
+        for name, disk, shared in (('io0', 'disk0', False),
+                                   ('io0', 'disk1', True),
+                                   ('io1', 'disk1', True)):
+            (holder,) = [each for each in threads[name]['holders']
+                         if each.get('device') == disk]
+            self.assertGreater(holder['writes-per-second'], 0)
+            self.assertGreater(holder['written-bytes-per-second'], 0)
+            self.assertEqual(holder['shared'], shared)
+        done = self.run_tool('--once', path)
+        self.assertRegex(done.stdout, r'(?m)^   device=disk0 vqs=0-3 .*'
+                         r'\d IOPS \d+\.\d MB/s$')
+        self.assertRegex(done.stdout, r'(?m)^   device=disk1 vqs=0,2 .*'
+                         r'\d IOPS \d+\.\d MB/s\*$')
+
+
+if __name__ == '__main__':
+    QemuSystemTest.main()
