@@ -3,7 +3,6 @@
 
 import asyncio
 import contextlib
-import copy
 import curses
 import os
 import signal
@@ -180,7 +179,7 @@ class Live:
             self.holders = not self.holders
         elif name == ' ':
             self.frozen = None if self.frozen is not None else [
-                copy.copy(vm) for vm in self.vms]
+                vm.snapshot() for vm in self.vms]
         elif name in ('+', '-'):
             self.step(1 if name == '+' else -1)
         elif key in scroll:

@@ -2,6 +2,7 @@
 """The connection to a QEMU, or to a storage daemon: it only ever asks"""
 
 import asyncio
+import copy
 import errno
 import logging
 import os
@@ -83,6 +84,12 @@ class Vm:
     def silent(self) -> float:
         """How long it has been asked, and has not yet answered."""
         return time.monotonic() - self._since if self._since else 0.0
+
+    def snapshot(self) -> 'Vm':
+        """Return what stays as it is now; only to be shown."""
+        made = copy.copy(self)
+        made._since = None
+        return made
 
     async def update(self) -> None:
         """Ask once: connect if need be.  Never fails; see the state."""

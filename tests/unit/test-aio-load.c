@@ -288,15 +288,23 @@ static void test_idle(const void *opaque)
 }
 
 typedef struct {
-    Loop *loop;
     QEMUBH *bh;
+    bool started;
     bool stop;
 } Spinner;
+
+static void wait_started(Spinner *spinner)
+{
+    while (!qatomic_read(&spinner->started)) {
+        g_usleep(100);
+    }
+}
 
 static void spin_bh(void *opaque)
 {
     Spinner *spinner = opaque;
 
+    qatomic_set(&spinner->started, true);
     spin(SCALE_MS);
     if (!qatomic_read(&spinner->stop)) {
         qemu_bh_schedule(spinner->bh);
@@ -306,15 +314,17 @@ static void spin_bh(void *opaque)
 /* Bottom halves that never leave the thread alone: it does not wait */
 static void test_busy(const void *opaque)
 {
-    Spinner spinner = { .loop = loop_new((Way)GPOINTER_TO_INT(opaque)) };
+    Loop *loop = loop_new((Way)GPOINTER_TO_INT(opaque));
+    Spinner spinner = {};
     Shares shares;
 
-    if (!spinner.loop) {
+    if (!loop) {
         return;
     }
-    spinner.bh = aio_bh_new(spinner.loop->ctx, spin_bh, &spinner);
+    spinner.bh = aio_bh_new(loop->ctx, spin_bh, &spinner);
     qemu_bh_schedule(spinner.bh);
-    shares = measure(spinner.loop->ctx, NULL, NULL);
+    wait_started(&spinner);
+    shares = measure(loop->ctx, NULL, NULL);
     g_assert_cmpfloat(shares.busy, >=, 95);
     g_assert_cmpuint(shares.events, >, 1);
     g_assert_cmpuint(shares.events, <=, INTERVAL_MS * ATTEMPTS);
@@ -323,14 +333,17 @@ static void test_busy(const void *opaque)
     g_assert_cmpuint(shares.wakeups, <=, 1);
 
     qatomic_set(&spinner.stop, true);
-    wait_blocked(spinner.loop);
+    wait_blocked(loop);
     qemu_bh_delete(spinner.bh);
-    loop_free(spinner.loop);
+    loop_free(loop);
 }
 
 static void spin_long(void *opaque)
 {
-    while (!qatomic_read((bool *)opaque)) {
+    Spinner *spinner = opaque;
+
+    qatomic_set(&spinner->started, true);
+    while (!qatomic_read(&spinner->stop)) {
         /* this is work */
     }
 }
@@ -339,18 +352,18 @@ static void spin_long(void *opaque)
 static void test_busy_under_way(const void *opaque)
 {
     Loop *loop = loop_new((Way)GPOINTER_TO_INT(opaque));
-    bool stop = false;
+    Spinner spinner = {};
     Shares shares;
 
     if (!loop) {
         return;
     }
-    aio_bh_schedule_oneshot(loop->ctx, spin_long, &stop);
-    g_usleep(10000);
+    aio_bh_schedule_oneshot(loop->ctx, spin_long, &spinner);
+    wait_started(&spinner);
     shares = measure(loop->ctx, NULL, NULL);
     g_assert_cmpfloat(shares.busy, >=, 98);
     g_assert_cmpuint(shares.iterations, ==, 0);
-    qatomic_set(&stop, true);
+    qatomic_set(&spinner.stop, true);
     loop_free(loop);
 }
 
@@ -832,17 +845,17 @@ static void test_start(void)
 
     loop = loop_new(WAIT_PPOLL);
     if (aio_load_cpu_time(loop->ctx, &cpu_ns)) {
-        bool stop = false;
+        Spinner spinner = {};
         int64_t later_ns;
 
         g_assert_cmpint(cpu_ns, >=, 0);
         g_assert_cmpint(cpu_ns, <, NANOSECONDS_PER_SECOND);
-        aio_bh_schedule_oneshot(loop->ctx, spin_long, &stop);
+        aio_bh_schedule_oneshot(loop->ctx, spin_long, &spinner);
         do {
             g_usleep(1000);
             g_assert_true(aio_load_cpu_time(loop->ctx, &later_ns));
         } while (later_ns < cpu_ns + 50 * SCALE_MS);
-        qatomic_set(&stop, true);
+        qatomic_set(&spinner.stop, true);
     } else {
         g_test_message("the host does not tell CPU time");
     }
