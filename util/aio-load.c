@@ -18,8 +18,10 @@ void aio_load_start(AioContext *ctx)
     AioLoad *load = ctx->load;
 
 #ifdef HAVE_THREAD_CPU_CLOCK
-    load->has_cpu_clock = pthread_getcpuclockid(pthread_self(),
-                                                &load->cpu_clock) == 0;
+    bool found = !pthread_getcpuclockid(pthread_self(), &load->cpu_clock);
+
+    /* Readers may come before anything else has told them of this thread */
+    qatomic_store_release(&load->has_cpu_clock, found);
 #endif
     qatomic_set_i64(&load->busy_ns, -aio_load_clock());
 }
@@ -91,7 +93,8 @@ bool aio_load_cpu_time(AioContext *ctx, int64_t *ns)
     const AioLoad *load = ctx->load;
     struct timespec ts;
 
-    if (load->has_cpu_clock && clock_gettime(load->cpu_clock, &ts) == 0) {
+    if (qatomic_load_acquire(&load->has_cpu_clock) &&
+        clock_gettime(load->cpu_clock, &ts) == 0) {
         *ns = ts.tv_sec * NANOSECONDS_PER_SECOND + ts.tv_nsec;
         return true;
     }

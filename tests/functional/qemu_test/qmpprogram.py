@@ -67,8 +67,10 @@ class Client:
                     raise EOFError(program.output()) from error
                 time.sleep(0.005)
         self.socket.setblocking(False)
-        self.receive()
-        self.execute('qmp_capabilities', {'enable': ['oob'] if oob else []})
+        # One who connects just as a monitor's thread takes over from the main
+        # thread may be greeted by both
+        self.send('qmp_capabilities', {'enable': ['oob'] if oob else []}, 0)
+        self.answer(0)
 
     def send(self, command: str, arguments: Optional[Json] = None,
              ident: Optional[int] = None, oob: bool = False) -> None:
