@@ -67,8 +67,7 @@ class Client:
                     raise EOFError(program.output()) from error
                 time.sleep(0.005)
         self.socket.setblocking(False)
-        # One who connects just as a monitor's thread takes over from the main
-        # thread may be greeted by both
+        # Stock QEMU may send an event before the greeting
         self.send('qmp_capabilities', {'enable': ['oob'] if oob else []}, 0)
         self.answer(0)
 
@@ -345,9 +344,9 @@ class Debugger:
         self.run('-exec-interrupt --thread 1')
         self.held()
 
-    def call(self, expression: str) -> None:
-        """Have the main thread, which is stopped, call something."""
-        self.run('-data-evaluate-expression --thread 1 --frame 0 '
+    def call(self, expression: str, thread: int = 1) -> None:
+        """Have a thread, which is stopped, call something."""
+        self.run(f'-data-evaluate-expression --thread {thread} --frame 0 '
                  f'"{expression}"')
 
     def frames(self) -> List[str]:

@@ -2,16 +2,19 @@
 #
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-QMP: shutdown ends whatever the dispatcher of commands is doing
+QMP: shutdown ends whatever the dispatcher of commands is doing, and what a
+client is told first and last
 
 gdb holds a thread where the order of things matters, and makes each case
 happen every time.  Each is shown for the system emulator and for the storage
 daemon, and on stock QEMU ($QTEST_QEMU_STOCK_BINARY), which hangs.
 """
 
+import json
 import os
+import socket
 import time
-from typing import Callable, List, Optional
+from typing import Callable, List, Optional, Sequence
 
 from qemu_test import QemuSystemTest
 from qemu_test.qmpprogram import (
@@ -27,14 +30,16 @@ class Held:
     """A program whose main thread comes into a certain state and ends."""
 
     def __init__(self, binary: str, folder: str, stdin: str = '/dev/null',
-                 arguments: Optional[List[str]] = None) -> None:
+                 arguments: Optional[List[str]] = None,
+                 clients: Sequence[int] = (0, 1)) -> None:
         os.makedirs(folder, exist_ok=True)
         self.folder = folder
         self.program = Program(binary, folder, arguments=arguments)
         self.gdb = Debugger(self.program, stdin)
         self.clients: List[Client] = []
         try:
-            self.clients = [self.program.connect(0), self.program.connect(1)]
+            for number in clients:
+                self.clients.append(self.program.connect(number))
         except BaseException:
             self.end()
             raise
@@ -108,14 +113,16 @@ class QmpShutdown(QemuSystemTest):
         return programs(binary)
 
     def held(self, binary: str, stdin: str = '/dev/null',
-             arguments: Optional[List[str]] = None) -> Held:
+             arguments: Optional[List[str]] = None,
+             clients: Sequence[int] = (0, 1)) -> Held:
         """Start a program in gdb."""
         why = Debugger.refused(Program(binary, self.workdir))
         if why:
             self.skipTest(why)
         self.count += 1
         held = Held(binary, os.path.join(self.socket_dir().name,
-                                         str(self.count)), stdin, arguments)
+                                         str(self.count)), stdin, arguments,
+                    clients)
         self.addCleanup(held.end)
         return held
 
@@ -298,6 +305,35 @@ class QmpShutdown(QemuSystemTest):
         for binary in self.stock():
             with self.subTest(binary):
                 self.assertFalse(self.last_answers(binary).endswith(b'\n'))
+
+    def first_message(self, binary: str) -> Json:
+        """Return what a client is told first, as an event comes."""
+        held = self.held(binary, clients=[1])
+        held.gdb.hold(OTHERS, 'monitor_qmp_event')
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(SOON)
+            client.connect(held.program.paths[0])
+            thread = held.gdb.held()
+            held.gdb.call(
+                'qapi_event_send_block_export_deleted(\\"none\\")', thread)
+            held.gdb.release(thread)
+            with client.makefile() as stream:
+                message: Json = json.loads(stream.readline())
+        self.assertEqual(held.clients[0].receive()['event'],
+                         'BLOCK_EXPORT_DELETED')
+        return message
+
+    def test_greeting(self) -> None:
+        """A client is greeted before it is told of events"""
+        for binary in self.programs:
+            with self.subTest(binary):
+                self.assertIn('QMP', self.first_message(binary))
+
+    def test_greeting_stock(self) -> None:
+        """Stock QEMU may tell it of an event first"""
+        for binary in self.stock():
+            with self.subTest(binary):
+                self.assertIn('event', self.first_message(binary))
 
     def test_no_reader(self) -> None:
         """A client that does not read does not delay the end for long"""
