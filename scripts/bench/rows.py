@@ -179,7 +179,7 @@ def work() -> Iterator[Row]:
         instructions.Counted.greet, rounds=4, most=8)
     yield Row("work: QMP", "thousands of them for a QMP command (query-name)",
               "k", bare, methodcaller(
-                  "run", 100, methodcaller("cmd", "query-name")), SLIGHT)
+                  "run", 500, methodcaller("cmd", "query-name")), SLIGHT)
     for name, device in DEVICES.items():
         yield Row(f"work: plug, {name}", "thousands of them for device_add, "
                   "device_del and the reset that completes it", "k", bare,
