@@ -462,6 +462,15 @@ static void qom_set_poll(QTestState *s, const char *property, int64_t value)
                              " 'value': %" PRId64 " } }", property, value);
 }
 
+static void driver_start_polling(Driver *d, QTestState *s)
+{
+    driver_start(d, s);
+    qom_set_poll(s, "poll-max-ns", POLL_MS * 1000000ll);
+    /* at once to the maximum, and never less */
+    qom_set_poll(s, "poll-grow", 1000000);
+    qom_set_poll(s, "poll-shrink", 1);
+}
+
 /* Burns a CPU, but is not busy */
 static void test_poll_miss(void)
 {
@@ -469,11 +478,7 @@ static void test_poll_miss(void)
     double shares[NUM_STATS];
     Driver d;
 
-    driver_start(&d, s);
-    qom_set_poll(s, "poll-max-ns", POLL_MS * 1000000ll);
-    /* at once to the maximum, and never less */
-    qom_set_poll(s, "poll-grow", 1000000);
-    qom_set_poll(s, "poll-shrink", 1);
+    driver_start_polling(&d, s);
     for (int i = 0; i < 10; i++) {
         driver_submit(&d, 1);
     }
@@ -508,10 +513,7 @@ static void test_poll_hit(void)
     double shares[NUM_STATS];
     Driver d;
 
-    driver_start(&d, s);
-    qom_set_poll(s, "poll-max-ns", POLL_MS * 1000000ll);
-    qom_set_poll(s, "poll-grow", 1000000);
-    qom_set_poll(s, "poll-shrink", 1);
+    driver_start_polling(&d, s);
     kick_often(&d);
 
     measure(s, "/objects/io0", kick_often, &d, shares);
