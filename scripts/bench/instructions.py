@@ -67,23 +67,24 @@ class Counted:
         self.counter, self.qemu, self.disk = found, qemu, disk
 
     def greet(self) -> None:
-        if not self.disk:  # who has started that already
-            self.qemu.greet()
+        self.qemu.greet()
+
+    def spent(self, work: Callable[[], object]) -> int:
+        self.counter.count(self.qemu)
+        work()
+        return self.counter.count(self.qemu)
 
     def read(self, depth: int, rounds: int) -> float:
         """Reads depth blocks at a time from each queue; how many for each."""
-        assert self.disk
-        self.counter.count(self.qemu)
-        self.disk.read(depth, rounds)
-        return self.counter.count(self.qemu) / (
-            depth * rounds * self.disk.queues)
+        disk = self.disk
+        assert disk
+        return self.spent(lambda: disk.read(depth, rounds)) / (
+            depth * rounds * disk.queues)
 
     def run(self, rounds: int, work: Callable[[Qemu], object]) -> float:
         """Thousands for one of the rounds."""
-        self.counter.count(self.qemu)
-        for _ in range(rounds):
-            work(self.qemu)
-        return self.counter.count(self.qemu) / rounds / 1e3
+        return self.spent(lambda: [
+            work(self.qemu) for _ in range(rounds)]) / rounds / 1e3
 
 
 @contextlib.contextmanager
