@@ -1315,6 +1315,7 @@ static void test_vcpu_reset_waits(void)
     context = submit_context(g);
     vcpu_kick(g);
     settle(g);
+    g_assert_cmpint(g->shim->lost, ==, 0);
     g_assert_false(answered(g, capset));
     let_go(g);
     assert_answer(wait_answer(g, capset), VIRTIO_GPU_RESP_OK_CAPSET);
