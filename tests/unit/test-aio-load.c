@@ -43,6 +43,7 @@ enum {
 /* A thread that runs an AioContext */
 typedef struct {
     Way way;
+    int64_t start_ns;           /* when it was made */
     AioContext *ctx;
     GMainContext *g_context;
     QemuThread thread;
@@ -128,6 +129,7 @@ static Loop *loop_new(Way way)
     int num_fds = way == WAIT_EPOLL ? EPOLL_FDS : 1;
 
     loop->way = way;
+    loop->start_ns = now_ns();
     loop->ctx = aio_context_new(&error_abort);
     if (way == WAIT_IO_URING && loop->ctx->fdmon_ops == &fdmon_poll_ops) {
         g_test_skip("no io_uring");
@@ -270,21 +272,16 @@ static void measure_until(AioContext *ctx, void (*work)(void *), void *opaque,
     g_error("the times are never good");
 }
 
-static void test_idle(const void *opaque)
+static void test_idle(Loop *loop)
 {
-    Loop *loop = loop_new((Way)GPOINTER_TO_INT(opaque));
     Shares shares;
 
-    if (!loop) {
-        return;
-    }
     shares = measure(loop->ctx, NULL, NULL);
     g_assert_cmpfloat(shares.blocked, >=, 95);
     g_assert_cmpfloat(shares.hit + shares.miss, ==, 0);
     g_assert_cmpuint(shares.iterations, ==, 0);
     g_assert_cmpuint(shares.events, ==, 0);
     g_assert_cmpuint(shares.wakeups, ==, 0);
-    loop_free(loop);
 }
 
 typedef struct {
@@ -312,15 +309,11 @@ static void spin_bh(void *opaque)
 }
 
 /* Bottom halves that never leave the thread alone: it does not wait */
-static void test_busy(const void *opaque)
+static void test_busy(Loop *loop)
 {
-    Loop *loop = loop_new((Way)GPOINTER_TO_INT(opaque));
     Spinner spinner = {};
     Shares shares;
 
-    if (!loop) {
-        return;
-    }
     spinner.bh = aio_bh_new(loop->ctx, spin_bh, &spinner);
     qemu_bh_schedule(spinner.bh);
     wait_started(&spinner);
@@ -335,7 +328,6 @@ static void test_busy(const void *opaque)
     qatomic_set(&spinner.stop, true);
     wait_blocked(loop);
     qemu_bh_delete(spinner.bh);
-    loop_free(loop);
 }
 
 static void spin_long(void *opaque)
@@ -349,22 +341,18 @@ static void spin_long(void *opaque)
 }
 
 /* One handler that does not return: the time counts as it passes */
-static void test_busy_under_way(const void *opaque)
+static void test_busy_under_way(Loop *loop)
 {
-    Loop *loop = loop_new((Way)GPOINTER_TO_INT(opaque));
     Spinner spinner = {};
     Shares shares;
 
-    if (!loop) {
-        return;
-    }
     aio_bh_schedule_oneshot(loop->ctx, spin_long, &spinner);
     wait_started(&spinner);
     shares = measure(loop->ctx, NULL, NULL);
     g_assert_cmpfloat(shares.busy, >=, 98);
     g_assert_cmpuint(shares.iterations, ==, 0);
     qatomic_set(&spinner.stop, true);
-    loop_free(loop);
+    wait_blocked(loop);
 }
 
 enum { KICKS = 20 };
@@ -389,20 +377,15 @@ static void kick(void *opaque)
     wait_blocked(loop);
 }
 
-static void test_kicks(const void *opaque)
+static void test_kicks(Loop *loop)
 {
-    Loop *loop = loop_new((Way)GPOINTER_TO_INT(opaque));
     Shares shares;
 
-    if (!loop) {
-        return;
-    }
     shares = measure(loop->ctx, kick, loop);
     g_assert_cmpuint(shares.wakeups, ==, KICKS);
     g_assert_cmpuint(shares.events, ==, 0);
     g_assert_cmpuint(shares.iterations, >=, KICKS);
     g_assert_cmpfloat(shares.blocked, >=, 50);
-    loop_free(loop);
 }
 
 static void set_fds(void *opaque)
@@ -421,18 +404,13 @@ static void set_fds(void *opaque)
     wait_blocked(loop);
 }
 
-static void test_handlers(const void *opaque)
+static void test_handlers(Loop *loop)
 {
-    Loop *loop = loop_new((Way)GPOINTER_TO_INT(opaque));
     Shares shares;
 
-    if (!loop) {
-        return;
-    }
     shares = measure(loop->ctx, set_fds, loop);
     g_assert_cmpuint(shares.events, ==, KICKS);
     g_assert_cmpuint(shares.wakeups, ==, 0);
-    loop_free(loop);
 }
 
 typedef struct {
@@ -465,15 +443,11 @@ static void run_timers(void *opaque)
     }
 }
 
-static void test_timers(const void *opaque)
+static void test_timers(Loop *loop)
 {
-    Loop *loop = loop_new((Way)GPOINTER_TO_INT(opaque));
     Timers timers;
     Shares shares;
 
-    if (!loop) {
-        return;
-    }
     timers.timer = aio_timer_new(loop->ctx, QEMU_CLOCK_REALTIME, SCALE_NS,
                                  timer_cb, &timers);
     shares = measure(loop->ctx, run_timers, &timers);
@@ -483,7 +457,6 @@ static void test_timers(const void *opaque)
     g_assert_cmpfloat(shares.blocked, >=, 50);
     wait_blocked(loop);
     timer_free(timers.timer);
-    loop_free(loop);
 }
 
 #define NESTED_WAIT_NS (120 * SCALE_MS)
@@ -533,21 +506,16 @@ static bool nested_good(const Shares *shares)
            shares->blocked_ns >= NESTED_WAIT_NS / 100 * 98;
 }
 
-static void test_nested(const void *opaque)
+static void test_nested(Loop *loop)
 {
-    Loop *loop = loop_new((Way)GPOINTER_TO_INT(opaque));
     Nested nested;
 
-    if (!loop) {
-        return;
-    }
     nested.ctx = loop->ctx;
     nested.timer = aio_timer_new(loop->ctx, QEMU_CLOCK_REALTIME, SCALE_NS,
                                  nested_timer_cb, &nested);
     measure_until(loop->ctx, run_nested, &nested, nested_good);
     wait_blocked(loop);
     timer_free(nested.timer);
-    loop_free(loop);
 }
 
 /* --- Polling --- */
@@ -651,18 +619,13 @@ static bool miss_good(const Shares *shares)
 }
 
 /* Polls from one timer to the next */
-static void test_poll_miss(const void *opaque)
+static void test_poll_miss(Loop *loop)
 {
-    Loop *loop = loop_new((Way)GPOINTER_TO_INT(opaque));
     Poller poller = { .poll_ns = 100 * SCALE_MS, .timer_ns = SCALE_MS };
 
-    if (!loop) {
-        return;
-    }
     poller_start(&poller, loop);
     measure_until(loop->ctx, NULL, NULL, miss_good);
     poller_end(&poller, loop);
-    loop_free(loop);
 }
 
 static bool miss_and_wait_good(const Shares *shares)
@@ -672,18 +635,13 @@ static bool miss_and_wait_good(const Shares *shares)
 }
 
 /* Polls for a while, then waits for the timer */
-static void test_poll_miss_and_wait(const void *opaque)
+static void test_poll_miss_and_wait(Loop *loop)
 {
-    Loop *loop = loop_new((Way)GPOINTER_TO_INT(opaque));
     Poller poller = { .poll_ns = 2 * SCALE_MS, .timer_ns = 4 * SCALE_MS };
 
-    if (!loop) {
-        return;
-    }
     poller_start(&poller, loop);
     measure_until(loop->ctx, NULL, NULL, miss_and_wait_good);
     poller_end(&poller, loop);
-    loop_free(loop);
 }
 
 static void give_work(void *opaque)
@@ -697,9 +655,15 @@ static void give_work(void *opaque)
     }
 }
 
+static void notify_bh(void *opaque)
+{
+    aio_notify(opaque);
+}
+
 /*
- * After an event in the kernel, io_uring has something to submit, for which it
- * waits once although polling is enabled.  Nothing else would end that here.
+ * After an event in the kernel, such as a kick that ends a wait, io_uring has
+ * something to submit, for which it waits once more although polling is
+ * enabled.  It does not wait if the thread has kicked itself meanwhile.
  */
 static void wait_polling(Loop *loop)
 {
@@ -708,7 +672,7 @@ static void wait_polling(Loop *loop)
 
     do {
         g_assert_cmpint(now_ns(), <, end);
-        aio_notify(loop->ctx);
+        aio_bh_schedule_oneshot(loop->ctx, notify_bh, loop->ctx);
         g_usleep(1000);
         a = (AioLoadFigures) {};
         aio_load_read(loop->ctx, &a);
@@ -725,19 +689,14 @@ static bool hit_good(const Shares *shares)
 }
 
 /* Polls from one piece of work to the next */
-static void test_poll_hit(const void *opaque)
+static void test_poll_hit(Loop *loop)
 {
-    Loop *loop = loop_new((Way)GPOINTER_TO_INT(opaque));
     Poller poller = { .poll_ns = 10 * NANOSECONDS_PER_SECOND };
 
-    if (!loop) {
-        return;
-    }
     poller_start(&poller, loop);
     wait_polling(loop);
     measure_until(loop->ctx, give_work, &poller, hit_good);
     poller_end(&poller, loop);
-    loop_free(loop);
 }
 
 /* --- Readers --- */
@@ -795,16 +754,12 @@ static void nop_bh(void *opaque)
 {
 }
 
-static void test_readers(const void *opaque)
+static void test_readers(Loop *loop)
 {
-    Reader reader = { .start = now_ns() };
-    Loop *loop = loop_new((Way)GPOINTER_TO_INT(opaque));
+    Reader reader = { .start = loop->start_ns };
     Poller poller = { .poll_ns = 100 * SCALE_US, .timer_ns = 150 * SCALE_US };
     int64_t end;
 
-    if (!loop) {
-        return;
-    }
     poller_start(&poller, loop);
     reader.ctx = loop->ctx;
     qemu_thread_create(&reader.thread, "reader", reader_run, &reader,
@@ -824,7 +779,6 @@ static void test_readers(const void *opaque)
     g_assert_cmpuint(reader.reads, >, 100);
 
     poller_end(&poller, loop);
-    loop_free(loop);
 }
 
 /* Contexts begin at zero, and know their thread's CPU time */
@@ -856,6 +810,7 @@ static void test_start(void)
             g_assert_true(aio_load_cpu_time(loop->ctx, &later_ns));
         } while (later_ns < cpu_ns + 50 * SCALE_MS);
         qatomic_set(&spinner.stop, true);
+        wait_blocked(loop);
     } else {
         g_test_message("the host does not tell CPU time");
     }
@@ -939,14 +894,32 @@ static void test_main_loop(void)
     close(fds[1]);
 }
 
-static void add(const char *name, unsigned ways, GTestDataFunc func)
+typedef struct {
+    Way way;
+    void (*func)(Loop *loop);
+} Case;
+
+static void run_case(const void *opaque)
+{
+    const Case *c = opaque;
+    Loop *loop = loop_new(c->way);
+
+    if (loop) {
+        c->func(loop);
+        loop_free(loop);
+    }
+}
+
+static void add(const char *name, unsigned ways, void (*func)(Loop *loop))
 {
     for (int way = 0; way < ARRAY_SIZE(way_names); way++) {
         if (ways & (1 << way)) {
             g_autofree char *path = g_strdup_printf("/aio-load/%s/%s", name,
                                                     way_names[way]);
+            Case *c = g_new(Case, 1);
 
-            g_test_add_data_func(path, GINT_TO_POINTER(way), func);
+            *c = (Case) { .way = way, .func = func };
+            g_test_add_data_func_full(path, c, run_case, g_free);
         }
     }
 }
