@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 from types import FrameType, ModuleType
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 ROOT = Path(__file__).resolve().parents[2]
 GUEST = ROOT / 'tests/functional/qemu_test/linuxguest.py'
@@ -189,17 +189,41 @@ DISK1 = device('disk1', **{'num-queues': 4, 'iothread-vq-mapping': [
     {'iothread': 'io0'}, {'iothread': 'io1'}]})
 
 
-def command_line(program: str, guest_args: List[str], directory: Path,
-                 monitor: int, console: int,
-                 picture: bool) -> List[str]:
-    """
-    Return the command line of a QEMU with two IOThreads and two disks.
+# A device, and the block node that is its drive
+Disk = Tuple[Json, Json]
 
-    For the picture both are on one of them.  The data is QEMU's own then: a
-    file is read by other threads, and here one is to be seen that is busy.
+
+def file_disks(directory: Path) -> List[Disk]:
+    """Return two disks whose data is in files, on both IOThreads."""
+    disks: List[Disk] = []
+    for each in DISK0, DISK1:
+        image = directory / f'{each["id"]}.img'
+        with open(image, 'wb') as stream:
+            stream.truncate(16 * 1024 * 1024)
+        disks.append((each, {'driver': 'file', 'filename': str(image)}))
+    return disks
+
+
+def busy_disks() -> List[Disk]:
     """
-    devices = [DISK0, device('disk1', iothread='io0') if picture else DISK1]
-    poll = ',poll-max-ns=4000000' if picture else ''
+    Return two disks on one IOThread, which have it work.
+
+    The data is QEMU's own, in copies that are compared with each other: a
+    file is read by other threads.
+    """
+    copy = {'driver': 'null-co', 'size': 1 << 30, 'read-zeroes': True}
+    node = {'driver': 'quorum', 'vote-threshold': 2, 'children': [copy] * 3}
+    return [(device(disk, iothread='io0'), node) for disk in ('disk0', 'disk1')]
+
+
+def command_line(program: str, guest_args: List[str], directory: Path,
+                 monitor: int, console: int, disks: List[Disk],
+                 thread: str) -> List[str]:
+    """
+    Return the command line of a QEMU with these disks and two IOThreads.
+
+    `thread` is what else is to be said of each IOThread.
+    """
     command = [
         program, *guest_args, '-display', 'none', '-no-reboot',
         '-run-with', 'exit-with-parent=on',
@@ -208,22 +232,11 @@ def command_line(program: str, guest_args: List[str], directory: Path,
         '-qmp', f'unix:{directory}/top,server=on,wait=off', '-name', 'demo',
         '-chardev', f'socket,id=console,fd={console}',
         '-serial', 'chardev:console',
-        '-object', f'iothread,id=io0{poll}', '-object',
-        f'iothread,id=io1{poll}']
-    for each in devices:
-        disk = each['id']
-        if not picture:
-            image = directory / f'{disk}.img'
-            with open(image, 'wb') as stream:
-                stream.truncate(16 * 1024 * 1024)
-            node: Json = {'driver': 'file', 'filename': str(image)}
-        else:
-            # Its copies are compared with each other
-            node = {'driver': 'quorum', 'vote-threshold': 2, 'children': [
-                {'driver': 'null-co', 'size': 1 << 30, 'read-zeroes': True}
-                for _ in range(3)]}
+        '-object', f'iothread,id=io0{thread}',
+        '-object', f'iothread,id=io1{thread}']
+    for each, node in disks:
         command += [
-            '-blockdev', json.dumps({'node-name': disk, **node}),
+            '-blockdev', json.dumps({'node-name': each['id'], **node}),
             '-device', json.dumps(each)]
     return command
 
@@ -376,7 +389,8 @@ def run(program: str, tool: Path, picture: Optional[Path]) -> None:
             command = command_line(
                 program, linuxguest.guest_args(name), directory,
                 monitor_far.fileno(), console_far.fileno(),
-                bool(picture))
+                busy_disks() if picture else file_disks(directory),
+                ',poll-max-ns=4000000' if picture else '')
             with qemu(command, errors, monitor_far, console_far) as process:
                 qmp, guest = Qmp(monitor), linuxguest.GuestConsole(console)
                 boot(guest)
