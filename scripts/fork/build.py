@@ -184,16 +184,27 @@ class Builder:
 
     # --- Every change of the series ---------------------------------------
 
-    def each(self, tree: Tree) -> None:
-        """Builds and unit-tests the source after each change in turn."""
+    def each(self, tree: Tree, names: list[str]) -> None:
+        """Builds and unit-tests the source after each change in turn.
+
+        Or only after these changes, and those of these topics. What has
+        passed once is not done again while its files are the same.
+        """
         need_space(self.repo.root, 8, "build/each")
         self.environment()
         self.sources()
         git, base = self.base.git(), self.base.commit()
-        outcomes = commits(git, base, Series.load(self.repo).changes)
+        series = Series.load(self.repo)
+        known = {*series.topics, *(c.name for c in series.changes)}
+        if unknown := [name for name in names if name not in known]:
+            raise Fail(f"there is no topic or change {unknown[0]}; they are "
+                       "in patches/series")
+        outcomes = commits(git, base, series.changes)
         tip(outcomes, base)
         source = self.repo.build / "each" / "src"
         folder = self.repo.build / "each" / tree.name
+        record = self.repo.build / "each" / f"{tree.name}.passed"
+        passed = record.read_text().split() if record.exists() else []
         if not (source / ".git").exists():
             remove(source)
             git("worktree", "prune")
@@ -201,10 +212,18 @@ class Builder:
                 base)
         work = type(git)(source)
         for number, outcome in enumerate(outcomes, 1):
-            name = outcome.change.name
-            say(f"--- {number}/{len(outcomes)} {name}")
+            name, topic = outcome.change.name, outcome.change.topic
+            if names and not {name, topic} & set(names):
+                continue
+            files = git.tree(outcome.commit)
+            say(f"--- {number}/{len(outcomes)} {name}"
+                + (": passed before" if files in passed else ""))
+            if files in passed:
+                continue
             work("reset", "-q", "--hard", outcome.commit)
             placeholders(source)
             name = f"{tree.name} {name}".replace("/", "-")
             self.make(name, source, folder, tree.options, ("all", TESTS))
             self.unit_tests(name, folder)
+            passed.append(files)
+            write(record, "\n".join(passed) + "\n")

@@ -58,10 +58,12 @@ def parser() -> argparse.ArgumentParser:
             ("asan", "with the address and undefined sanitizers"),
             ("tsan", "with the thread sanitizer"),
             ("full", "in each of the configurations that forks build "
-             "beside the usual, with its unit tests"),
-            ("each", "every change of the series, one after the other, "
-             "each with its unit tests")):
+             "beside the usual, with its unit tests")):
         build.add_argument(f"--{option}", action="store_true", help=text)
+    build.add_argument("--each", nargs="*", metavar="NAME",
+                       help="every change of the series, or these, or those "
+                       "of these topics, one after the other, each with its "
+                       "unit tests; not what has passed before")
     build.add_argument("--configuration", metavar="NAME", action="append",
                        choices=CONFIGURATIONS, default=[],
                        help="in one of these: " + ", ".join(CONFIGURATIONS))
@@ -122,8 +124,8 @@ def dispatch(repo: Repo, args: argparse.Namespace) -> int:
             wanted = tuple(CONFIGURATIONS if args.full
                            else args.configuration)
             for tree in Tree.pick(args.stock, args.asan, args.tsan, wanted):
-                if args.each and not tree.stock:
-                    builder.each(tree)
+                if args.each is not None and not tree.stock:
+                    builder.each(tree, args.each)
                     continue
                 builder.build(tree)
                 if tree.name.removeprefix("stock-") in wanted:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What ./fork build sets up; the compiler itself is not run here."""
+import contextlib
 import unittest
 from typing import Any
 from unittest import mock
@@ -40,36 +41,50 @@ class Folders(Sandbox):
 
 
 class Each(Sandbox):
-    def each(self, fail_at: str = "") -> list[str]:
+    SUBJECTS = [message.split("\n")[0] for _, message, _ in CHANGES]
+
+    def each(self, *names: str, fail_at: str = "", why: str = "") -> list[str]:
         """The subjects of what is built, one after the other."""
         builder = Builder(self.repo, str(self.qemu))
         built: list[str] = []
 
         def make(name, source, folder, options, targets) -> None:
-            subject = self.git(source, "log", "-1", "--format=%s").strip()
-            if subject == fail_at:
-                raise Fail("it does not compile")
-            built.append(subject)
+            built.append(self.git(source, "log", "-1", "--format=%s").strip())
+
+        def unit_tests(name, folder) -> None:
+            if built[-1] == fail_at:
+                raise Fail("a test fails")
 
         with mock.patch.object(builder, "environment"), \
                 mock.patch("fork.build.need_space"), \
                 mock.patch.object(builder, "make", make), \
-                mock.patch.object(builder.env, "step") as step:
-            try:
-                builder.each(Tree("patched"))
-            except Fail as error:
-                self.assertIn("does not compile", str(error))
-        self.assertEqual(step.call_count, len(built))
+                mock.patch.object(builder, "unit_tests", unit_tests), \
+                self.assertRaisesRegex(Fail, why) if why \
+                else contextlib.nullcontext():
+            builder.each(Tree("patched"), list(names))
         return built
 
     def test_every_change_in_order(self) -> None:
-        subjects = [message.split("\n")[0] for _, message, _ in CHANGES]
-        self.assertEqual(self.each(), subjects)
-        self.assertEqual(self.each(), subjects)
+        self.assertEqual(self.each(), self.SUBJECTS)
 
-    def test_stops_at_the_first_that_does_not_build(self) -> None:
-        self.assertEqual(self.each("iothread: record users"),
-                         ["build: take C++", "iothread: add a registry"])
+    def test_goes_on_where_it_failed(self) -> None:
+        self.assertEqual(
+            self.each(fail_at=self.SUBJECTS[2], why="a test fails"),
+            self.SUBJECTS[:3])
+        self.assertEqual(self.each(), self.SUBJECTS[2:])
+        self.assertEqual(self.each(), [])
+
+    def test_other_files_are_built_again(self) -> None:
+        self.each()
+        with open(self.repo.root / "holds.cc", "a") as file:
+            file.write("/* more */\n")
+        self.assertEqual(self.each(), self.SUBJECTS[1:])
+
+    def test_names(self) -> None:
+        self.assertEqual(self.each(CHANGES[1][0]), [self.SUBJECTS[1]])
+        self.assertEqual(self.each("build"), [self.SUBJECTS[0]])
+        self.assertEqual(self.each("nothing", why="no topic or change "
+                                   "nothing"), [])
 
 
 class Configure(Sandbox):
