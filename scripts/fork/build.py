@@ -39,6 +39,7 @@ NO_DEVICES = ("--disable-xen", "--disable-vfio-user-server",
 CONFIGURATIONS: dict[str, tuple[str, ...]] = {
     "clang": ("--cc=ccache clang", "--cxx=ccache clang++"),
     "targets": ("--target-list=aarch64-softmmu,s390x-softmmu",),
+    "modules": ("--enable-modules",),
     "bare": (*NO_DEVICES, "--disable-sdl", "--disable-fuse",
              "--disable-linux-io-uring", "--disable-linux-aio"),
     "tools": ("--target-list=", "--disable-system"),

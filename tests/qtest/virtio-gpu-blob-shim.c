@@ -39,8 +39,17 @@ static BlobShim *shim(void)
 
 static void *next(const char *name)
 {
+    /* Device and display may be modules: only they see their libraries */
+    static const char *const libs[] = {
+        "libvirglrenderer.so.1", "libSDL2-2.0.so.0",
+    };
     void *sym = dlsym(RTLD_NEXT, name);
 
+    for (int i = 0; !sym && i < ARRAY_SIZE(libs); i++) {
+        void *lib = dlopen(libs[i], RTLD_NOW | RTLD_NOLOAD);
+
+        sym = lib ? dlsym(lib, name) : NULL;
+    }
     if (!sym) {
         abort();
     }
