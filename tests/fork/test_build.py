@@ -43,29 +43,41 @@ class Folders(Sandbox):
 class Each(Sandbox):
     SUBJECTS = [message.split("\n")[0] for _, message, _ in CHANGES]
 
-    def each(self, *names: str, fail_at: str = "", why: str = "") -> list[str]:
+    def each(self, *names: str, broken: str = "", fail_at: str = "",
+             why: str = "") -> list[str]:
         """The subjects of what is built, one after the other."""
         builder = Builder(self.repo, str(self.qemu))
         built: list[str] = []
 
         def make(name, source, folder, options, targets) -> None:
-            built.append(self.git(source, "log", "-1", "--format=%s").strip())
+            subject = self.git(source, "log", "-1", "--format=%s").strip()
+            if subject == broken:
+                raise Fail("it does not compile")
+            built.append(subject)
 
-        def unit_tests(name, folder) -> None:
+        def unit_tests(*_: object, **_more: object) -> None:
             if built[-1] == fail_at:
                 raise Fail("a test fails")
 
         with mock.patch.object(builder, "environment"), \
                 mock.patch("fork.build.need_space"), \
                 mock.patch.object(builder, "make", make), \
-                mock.patch.object(builder, "unit_tests", unit_tests), \
+                mock.patch.object(builder.env, "step",
+                                  side_effect=unit_tests) as step, \
                 self.assertRaisesRegex(Fail, why) if why \
                 else contextlib.nullcontext():
             builder.each(Tree("patched"), list(names))
+        self.assertEqual(step.call_count, len(built))
         return built
 
     def test_every_change_in_order(self) -> None:
         self.assertEqual(self.each(), self.SUBJECTS)
+
+    def test_stops_at_the_first_that_does_not_build(self) -> None:
+        self.assertEqual(
+            self.each(broken="iothread: record users",
+                      why="does not compile"),
+            ["build: take C++", "iothread: add a registry"])
 
     def test_goes_on_where_it_failed(self) -> None:
         self.assertEqual(
