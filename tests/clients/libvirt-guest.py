@@ -21,17 +21,19 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
 
 import libvirt
 import libvirt_qemu
 
 TOP = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(TOP / "tests" / "functional" / "qemu_test"))
+for where in "functional", "stress":
+    sys.path.insert(0, str(TOP / "tests" / where))
 sys.dont_write_bytecode = True
 
-from linuxguest import (CPUS, KERNEL_ARGS, GuestConsole,  # noqa: E402
-                        find_kernel, make_initramfs)
+from parts import eventually, private_mounts  # noqa: E402
+from qemu_test.linuxguest import (  # noqa: E402
+    CPUS, KERNEL_ARGS, GuestConsole, find_kernel, make_initramfs)
 
 LIVE = libvirt.VIR_DOMAIN_AFFECT_LIVE
 WAIT = 30.0  # seconds, for what libvirt or the guest does later
@@ -72,22 +74,16 @@ GUEST = f"""
     <memballoon model='virtio'/>
   </devices>
 </domain>"""
-MAPPED = "".join(f"<iothread id='{n}'/>" for n in (1, 2))
 
 
-def eventually(done: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + WAIT
-    while not done():
-        if time.monotonic() > end:
-            raise TimeoutError(f"{what}: not within {WAIT:.0f} s")
-        time.sleep(.05)
+def mapping(*threads: int) -> str:
+    return "<iothreads>" + "".join(
+        f"<iothread id='{n}'/>" for n in threads) + "</iothreads>"
 
 
 def hide() -> None:
     """Puts empty folders, of this process alone, in the place of these."""
-    os.unshare(os.CLONE_NEWNS)
-    if " shared:" in Path("/proc/self/mountinfo").read_text():
-        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    private_mounts()
     for folder in FOLDERS:
         Path(folder).mkdir(exist_ok=True)
         subprocess.run(["mount", "-t", "tmpfs", "libvirt", folder],
@@ -139,7 +135,7 @@ class Guest:
             emulator=emulator, kernel=kernel, initrd=initrd,
             serial=self.serial,
             disks=self.disk("vda", "iothread='1'") + self.disk(
-                "vdb", "queues='4'", f"<iothreads>{MAPPED}</iothreads>")))
+                "vdb", "queues='4'", mapping(1, 2))))
         self.console: GuestConsole
 
     def watch(self) -> None:
@@ -332,8 +328,7 @@ def drive(guest: Guest, patched: bool) -> None:
     step("detach it", lambda: guest.detach(disk))
     step("delete the IOThread", lambda: guest.domain.delIOThread(9, LIVE))
     step("add it again", lambda: guest.domain.addIOThread(9, LIVE))
-    mapped = guest.disk("vdd", "queues='2'", "<iothreads><iothread id='9'/>"
-                        "<iothread id='1'/></iothreads>")
+    mapped = guest.disk("vdd", "queues='2'", mapping(9, 1))
     step("attach a disk with a mapping", lambda: guest.attach(mapped))
     step("its I/O", lambda: guest.use("vdd"))
     disks = ("vda", "vdb", "vdd")

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from parts import (SIZE, Holders, Job, Nbd, Qemu, errno, eventually, main,
-                   null, require, serve, start_nbd)
+                   null, private_mounts, require, serve, start_nbd)
 
 ROOM = 2 << 20  # of the tmpfs; SIZE does not fit
 BLOCK = 1 << 16
@@ -21,9 +21,7 @@ SESSION = 150  # steps of one program
 
 
 def mount(folder: Path) -> None:
-    os.unshare(os.CLONE_NEWNS)
-    if " shared:" in Path("/proc/self/mountinfo").read_text():
-        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    private_mounts()
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={ROOM}", "stress",
                     str(folder)], check=True)

@@ -12,6 +12,7 @@ import re
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import tempfile
 import time
@@ -46,6 +47,13 @@ def eventually(condition: Callable[[], object], text: str) -> None:
     while not condition():
         require(time.monotonic() < end, f"never: {text}")
         time.sleep(0.005)
+
+
+def private_mounts() -> None:
+    """What is mounted from now on, this process and its children see."""
+    os.unshare(os.CLONE_NEWNS)
+    if " shared:" in Path("/proc/self/mountinfo").read_text():
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
 
 
 class Refused(Exception):
