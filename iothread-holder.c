@@ -8,11 +8,15 @@
 
 #include "qemu/osdep.h"
 #include "qapi/clone-visitor.h"
+#include "qapi/error.h"
 #include "qapi/qapi-visit-iothread.h"
 #include "qemu/lockable.h"
 #include "qom/object.h"
 #include "system/iothread.h"
 #include "system/iothread-holder.h"
+
+/* What messages call nodes that the user has given no name, a number of them */
+#define IMPLICIT_NODE "implicit block node"
 
 /* What a holder is to the registry: an opaque info */
 typedef struct HolderInfo {
@@ -73,11 +77,24 @@ IOThreadHolderState *iothread_holder_new_block_export(
 IOThreadHolderState *iothread_holder_new_block_node(const char *node_name)
 {
     IOThreadHolder *holder = g_new0(IOThreadHolder, 1);
+    IOThreadHolderState *state;
 
     holder->type = IO_THREAD_HOLDER_TYPE_BLOCK_NODE;
     holder->u.block_node.node_name = g_strdup(node_name);
-    return new_holder(holder, g_strdup_printf("block node '%s'", node_name),
-                      NULL);
+    state = new_holder(holder, g_strdup_printf("block node '%s'", node_name),
+                       NULL);
+    iothread_holder_set_minor(state,
+                              node_name[0] == '#' ? IMPLICIT_NODE : NULL);
+    return state;
+}
+
+IOThreadHolderState *iothread_holder_new_job(const char *id)
+{
+    IOThreadHolder *holder = g_new0(IOThreadHolder, 1);
+
+    holder->type = IO_THREAD_HOLDER_TYPE_JOB;
+    holder->u.job.id = g_strdup(id);
+    return new_holder(holder, g_strdup_printf("job '%s'", id), NULL);
 }
 
 IOThreadHolderState *iothread_holder_new_monitor(const char *id)
@@ -89,9 +106,19 @@ IOThreadHolderState *iothread_holder_new_monitor(const char *id)
     return new_holder(holder, g_strdup_printf("monitor '%s'", id), NULL);
 }
 
+bool iothread_check_running(IOThread *iothread, Error **errp)
+{
+    if (iothread->stopping) {
+        error_setg(errp, "the IOThread was deleted");
+        return false;
+    }
+    return true;
+}
+
 AioContext *iothread_get_aio_context(IOThread *iothread,
                                      IOThreadHolderState *holder)
 {
+    assert(!iothread->stopping);
     iothread_holds_get(iothread->holds, holder, false, NULL, 0);
     object_ref(OBJECT(iothread));
     return iothread->ctx;
@@ -101,6 +128,7 @@ AioContext *iothread_get_aio_context_vqs(IOThread *iothread,
                                          IOThreadHolderState *holder,
                                          const uint16_t *vqs, size_t num_vqs)
 {
+    assert(!iothread->stopping);
     iothread_holds_get(iothread->holds, holder, true, vqs, num_vqs);
     object_ref(OBJECT(iothread));
     return iothread->ctx;
@@ -175,34 +203,49 @@ void iothread_holder_follow(IOThreadHolderState *holder, AioContext *ctx)
     }
 }
 
-static void query_one_hold(const void *opaque_info, bool has_vqs,
-                           const uint16_t *vqs, size_t num_vqs, void *opaque)
+/* A hold as it is told, and how to bring that up to date */
+typedef struct Told {
+    IOThreadHolder *holder;
+    IOThreadHolderUpdate *update;
+} Told;
+
+static void tell_hold(const void *opaque_info, bool has_vqs,
+                      const uint16_t *vqs, size_t num_vqs, void *opaque)
 {
     const HolderInfo *info = opaque_info;
-    IOThreadHolderList ***tail = opaque;
-    IOThreadHolder *holder;
+    GArray *told = opaque;
+    Told hold = {
+        .holder = QAPI_CLONE(IOThreadHolder, info->holder),
+        .update = info->update,
+    };
 
-    if (info->update) {
-        info->update(info->holder);
-    }
-    holder = QAPI_CLONE(IOThreadHolder, info->holder);
     if (has_vqs) {
-        uint16List **vqs_tail = &holder->u.qom_object.vqs;
+        uint16List **tail = &hold.holder->u.qom_object.vqs;
 
-        assert(holder->type == IO_THREAD_HOLDER_TYPE_QOM_OBJECT);
-        holder->u.qom_object.has_vqs = true;
+        assert(hold.holder->type == IO_THREAD_HOLDER_TYPE_QOM_OBJECT);
+        hold.holder->u.qom_object.has_vqs = true;
         for (size_t i = 0; i < num_vqs; i++) {
-            QAPI_LIST_APPEND(vqs_tail, vqs[i]);
+            QAPI_LIST_APPEND(tail, vqs[i]);
         }
     }
-    QAPI_LIST_APPEND(*tail, holder);
+    g_array_append_val(told, hold);
 }
 
 IOThreadHolderList *iothread_holds_query(const IOThreadHolds *holds)
 {
+    g_autoptr(GArray) told = g_array_new(false, false, sizeof(Told));
     IOThreadHolderList *list = NULL;
     IOThreadHolderList **tail = &list;
 
-    iothread_holds_foreach(holds, query_one_hold, &tail);
+    /* the registry is locked meanwhile, so no callback of others in there */
+    iothread_holds_foreach(holds, tell_hold, told);
+    for (guint i = 0; i < told->len; i++) {
+        Told *hold = &g_array_index(told, Told, i);
+
+        if (hold->update) {
+            hold->update(hold->holder);
+        }
+        QAPI_LIST_APPEND(tail, hold->holder);
+    }
     return list;
 }

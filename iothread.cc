@@ -96,6 +96,9 @@ struct IOThreadHolds {
 
 struct IOThreadHolderState {
     char *name;
+    /* see iothread_holder_set_minor() */
+    bool minor;
+    const char *sum;
     void *info;
     void (*free_info)(void *info);
 
@@ -118,34 +121,76 @@ template <typename Func> void for_each(const IOThreadHolds *holds, Func func)
     }
 }
 
+/* What is found in a list: names to tell, and numbers of what is not named */
+struct Description {
+    explicit Description(size_t max) : max(max)
+    {
+    }
+
+    Description(const Description &) = delete;
+
+    ~Description()
+    {
+        g_ptr_array_unref(parts);
+    }
+
+    void add(const IOThreadHolderState *holder)
+    {
+        if (holder->sum) {
+            sum = holder->sum;
+            summed++;
+        } else if (parts->len < max) {
+            g_ptr_array_add(parts, g_strdup(holder->name));
+        } else {
+            more++;
+        }
+    }
+
+    char *text()
+    {
+        if (more > 0) {
+            const bool none = parts->len == 0;
+
+            g_ptr_array_add(parts, g_strdup_printf(none ? "%u" : "%u more",
+                                                   more));
+        }
+        if (summed > 0) {
+            g_ptr_array_add(parts, g_strdup_printf("%u %s%s", summed, sum,
+                                                   summed > 1 ? "s" : ""));
+        }
+
+        GString *joined = g_string_new("");
+
+        for (guint i = 0; i < parts->len; i++) {
+            const bool last = i + 1 == parts->len;
+
+            g_string_append(joined, i == 0 ? "" : last ? " and " : ", ");
+            g_string_append(joined, static_cast<char *>(parts->pdata[i]));
+        }
+        return g_string_free(joined, FALSE);
+    }
+
+    const size_t max;
+    GPtrArray *const parts = g_ptr_array_new_with_free_func(g_free);
+    guint more = 0;
+    const char *sum = nullptr;
+    guint summed = 0;
+};
+
 char *describe(const IOThreadHolds *holds, size_t max)
 {
     g_autoptr(GHashTable) seen = g_hash_table_new(nullptr, nullptr);
-    g_autoptr(GPtrArray) names = g_ptr_array_new();
-    GString *text = g_string_new("");
+    Description description(max);
 
-    for_each(holds, [&](const Hold *hold) {
-        if (g_hash_table_add(seen, hold->holder) && names->len < max) {
-            g_ptr_array_add(names, hold->holder->name);
-        }
-    });
-
-    const guint more = g_hash_table_size(seen) - names->len;
-
-    for (guint i = 0; i < names->len; i++) {
-        if (i > 0) {
-            const bool last = i + 1 == names->len && more == 0;
-
-            g_string_append(text, last ? " and " : ", ");
-        }
-        g_string_append(text, static_cast<char *>(names->pdata[i]));
+    for (int pass = 0; pass < 2; pass++) {
+        for_each(holds, [&](const Hold *hold) {
+            if (hold->holder->minor == (pass == 1) &&
+                g_hash_table_add(seen, hold->holder)) {
+                description.add(hold->holder);
+            }
+        });
     }
-    if (more > 0) {
-        const bool none = names->len == 0;
-
-        g_string_append_printf(text, none ? "%u" : " and %u more", more);
-    }
-    return g_string_free(text, FALSE);
+    return description.text();
 }
 
 } /* namespace */
@@ -155,7 +200,7 @@ IOThreadHolderState *iothread_holder_new(const char *name, void *info,
 {
     IOThreadHolderState *holder = g_new(IOThreadHolderState, 1);
 
-    *holder = {g_strdup(name), info, free_info,
+    *holder = {g_strdup(name), false, nullptr, info, free_info,
                g_hash_table_new(nullptr, nullptr)};
     return holder;
 }
@@ -185,6 +230,13 @@ const char *iothread_holder_name(const IOThreadHolderState *holder) noexcept
     return holder->name;
 }
 
+void iothread_holder_set_minor(IOThreadHolderState *holder,
+                               const char *sum) noexcept
+{
+    holder->minor = true;
+    holder->sum = sum;
+}
+
 void *iothread_holder_any(const IOThreadHolderState *holder) noexcept
 {
     Guard guard;
@@ -196,6 +248,14 @@ void *iothread_holder_any(const IOThreadHolderState *holder) noexcept
     return g_hash_table_iter_next(&iter, &holds, nullptr)
                ? static_cast<IOThreadHolds *>(holds)->owner
                : nullptr;
+}
+
+bool iothread_holder_holds(const IOThreadHolderState *holder,
+                           const IOThreadHolds *holds) noexcept
+{
+    Guard guard;
+
+    return g_hash_table_contains(holder->latest, holds);
 }
 
 IOThreadHolds *iothread_holds_new(void *owner) noexcept

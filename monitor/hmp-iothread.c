@@ -57,6 +57,9 @@ static void print_holder(Monitor *mon, const IOThreadHolder *holder)
     case IO_THREAD_HOLDER_TYPE_MONITOR:
         print_member(mon, "id", holder->u.monitor.id);
         break;
+    case IO_THREAD_HOLDER_TYPE_JOB:
+        print_member(mon, "id", holder->u.job.id);
+        break;
     default:
         g_assert_not_reached();
     }

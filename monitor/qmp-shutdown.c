@@ -5,78 +5,35 @@
  */
 
 #include "qemu/osdep.h"
-#include "block/aio-wait.h"
+#include "block/block.h"
 #include "monitor-internal.h"
-#include "qemu/lockable.h"
 #include "qemu/main-loop.h"
 
 /*
- * It ends in two steps.  monitor_qmp_stop() is for when all is still there: the
- * command that was begun is executed, and no other one from then on.  Its
- * answer waits for monitor_qmp_end(), as it always came last: clients know
- * that nothing follows the answer to quit.
+ * It ends in three steps:
  *
- * Why the waits of both end
+ * monitor_qmp_stop() is for when all is still there.  No command begins from
+ * then on, and the one that was begun is executed, unless it is a coroutine
+ * that has to wait.
  *
- * The dispatcher is a coroutine that only the main thread runs, either in
- * iohandler_ctx or, while it executes a coroutine command, in
- * qemu_aio_context.  Only the main thread sleeps, and only in the blocking
- * poll of qemu_aio_context, which does not see what happens in
- * iohandler_ctx.
+ * monitor_qmp_finish() waits for that one.  It comes when the guest, exports
+ * and migration have been stopped, which must not go on for as long as a
+ * command waits, and before the block devices are closed.
  *
- * The main thread, in this order:
- * M1. sets qmp_dispatcher_co_shutdown, from when on the dispatcher takes no
- *     request out of a queue
- * M2. wakes the dispatcher, as for a new request, so that it looks at the
- *     flag if it was idle
- * M3. raises global_aio_wait.num_waiters
- * M4. polls iohandler_ctx once without blocking; if the dispatcher has
- *     ended or is parked, the wait is over
- * M5. polls qemu_aio_context, and sleeps there if nothing is ready; goes on
- *     with M4
+ * monitor_qmp_end() lets the dispatcher send its answer.  Nothing may follow
+ * the answer to quit, so that the events of what is torn down come before it.
  *
- * Until it has ended, the dispatcher always is in one of these states:
- * D1. It has a bottom half in iohandler_ctx: it was woken, or its command
- *     (which is not a coroutine) is to be run or has just been run.  Whoever
- *     scheduled the bottom half calls aio_wait_kick() after that.  Either
- *     this happens before M3, then the next M4 runs the bottom half.  Or it
- *     sees the waiter and puts a bottom half into qemu_aio_context, then M5
- *     does not sleep, and the next M4 runs the bottom half.
- * D2. It waits for somebody who has set qmp_dispatcher_co_busy, and is about
- *     to schedule it and to kick.  Then it is in D1.  The thread in question
- *     (the monitors' IOThread) waits for nothing on its way there.
- * D3. It executes a coroutine command.  That makes progress in M5, as after
- *     M5 always comes M4, no kick is needed for the way back to
- *     iohandler_ctx: then it is in D1.
- * D4. It is idle, with qmp_dispatcher_co_busy false.  This can not be after
- *     M2, which made it D1 or found it in D1 or D2, and the next thing that
- *     it does after each of D1 to D3 is to see the flag and to end.
- * D5. It is parked with an answer.  Then monitor_qmp_stop() is over, and
- *     monitor_qmp_end() has made it D1 before it waits.
- *
- * One pass of M4 is one step of the dispatcher.  It is not repeated until
- * nothing is ready in iohandler_ctx: a descriptor there may always be.
- *
- * Before it ends the dispatcher sets qmp_dispatcher_co_busy for good, so that
- * nobody wakes it any more, and waits for whoever was faster: a coroutine
- * that has ended is never woken, whatever the other threads do.
- *
- * tests/unit/test-qmp-shutdown-model.c tries all interleavings of this.
+ * The waits are ordinary turns of the main loop.  The dispatcher is a coroutine
+ * that only the main thread runs: in iohandler_ctx or, for a coroutine command,
+ * in qemu_aio_context.  Other threads wake it for a new request, but do so
+ * under monitor_lock, and never once qmp_dispatcher_co_shutdown is set.  What
+ * it waits for from then on is something that the main loop serves: either
+ * context, a timer or a file descriptor.
  */
 static bool parked; /* the dispatcher has an answer; main thread only */
 
-/* Wait until the dispatcher has ended or, if that will do, is parked */
-static void wait_for_dispatcher(bool parked_will_do)
-{
-    AIO_WAIT_WHILE_UNLOCKED(NULL,
-                   (aio_poll(iohandler_get_aio_context(), false),
-                    qatomic_read(&qmp_dispatcher_co) &&
-                    !(parked && parked_will_do)));
-}
-
 void coroutine_fn monitor_qmp_park(void)
 {
-    /* Nobody else wakes us: qmp_dispatcher_co_busy is true */
     if (qmp_dispatcher_co_shutdown) {
         parked = true;
         qemu_coroutine_yield();
@@ -84,27 +41,40 @@ void coroutine_fn monitor_qmp_park(void)
     }
 }
 
+/* Is a command being executed, or about to be? */
+static bool executing(void)
+{
+    return qmp_dispatcher_co && !parked;
+}
+
 void monitor_qmp_stop(void)
 {
     GLOBAL_STATE_CODE();
 
-    if (!qatomic_read(&qmp_dispatcher_co) || parked) {
-        return;
+    qmp_dispatcher_co_stop();
+    while (executing() && !monitor_cur_of(qmp_dispatcher_co)) {
+        main_loop_wait(false);
     }
+}
 
-    WITH_QEMU_LOCK_GUARD(&monitor_lock) {
-        qmp_dispatcher_co_shutdown = true;
+void monitor_qmp_finish(void)
+{
+    monitor_qmp_stop();
+
+    while (executing()) {
+        /* Requests that are being drained do not wait for a throttle */
+        bdrv_drain_all();
+        main_loop_wait(false);
     }
-    qmp_dispatcher_co_wake();
-    wait_for_dispatcher(true);
 }
 
 void monitor_qmp_end(void)
 {
-    monitor_qmp_stop();
+    monitor_qmp_finish();
 
     if (parked) {
-        aio_co_wake(qmp_dispatcher_co);
-        wait_for_dispatcher(false);
+        /* It does not yield any more: no request is left to be taken */
+        qemu_coroutine_enter(qmp_dispatcher_co);
     }
+    assert(!qmp_dispatcher_co);
 }

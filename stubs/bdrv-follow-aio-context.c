@@ -10,3 +10,15 @@
 void bdrv_follow_aio_context(BlockDriverState *bs, AioContext *ctx)
 {
 }
+
+void bdrv_may_go_home(BlockDriverState *bs)
+{
+}
+
+void job_follow_aio_context(Job *job)
+{
+}
+
+void job_stop_following(Job *job)
+{
+}

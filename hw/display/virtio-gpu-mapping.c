@@ -20,16 +20,17 @@ const char *virtio_gpu_mapping_state_str(VirtIOGPUMappingState state)
     return (unsigned)state < ARRAY_SIZE(names) ? names[state] : "invalid";
 }
 
-static void change(VirtIOGPUMappingState *state, VirtIOGPUMappingState from,
+static bool change(VirtIOGPUMappingState *state, VirtIOGPUMappingState from,
                    VirtIOGPUMappingState to)
 {
     if (*state != from) {
         error_report("virtio-gpu: a blob mapping cannot become '%s' while "
                      "it is '%s'", virtio_gpu_mapping_state_str(to),
                      virtio_gpu_mapping_state_str(*state));
-        abort();
+        return false;
     }
     *state = to;
+    return true;
 }
 
 bool virtio_gpu_mapping_may_map(VirtIOGPUMappingState state)
@@ -37,36 +38,35 @@ bool virtio_gpu_mapping_may_map(VirtIOGPUMappingState state)
     return state == VIRTIO_GPU_MAPPING_NONE;
 }
 
-void virtio_gpu_mapping_mapped(VirtIOGPUMappingState *state)
+bool virtio_gpu_mapping_mapped(VirtIOGPUMappingState *state)
 {
-    change(state, VIRTIO_GPU_MAPPING_NONE, VIRTIO_GPU_MAPPING_MAPPED);
+    return change(state, VIRTIO_GPU_MAPPING_NONE, VIRTIO_GPU_MAPPING_MAPPED);
 }
 
 VirtIOGPUUnmapStep virtio_gpu_mapping_unmap(VirtIOGPUMappingState *state)
 {
     switch (*state) {
     case VIRTIO_GPU_MAPPING_NONE:
-        return VIRTIO_GPU_UNMAP_NOTHING;
+        break;
     case VIRTIO_GPU_MAPPING_MAPPED:
-        change(state, VIRTIO_GPU_MAPPING_MAPPED,
-               VIRTIO_GPU_MAPPING_UNMAP_STARTED);
+        *state = VIRTIO_GPU_MAPPING_UNMAP_STARTED;
         return VIRTIO_GPU_UNMAP_START;
     case VIRTIO_GPU_MAPPING_UNMAP_STARTED:
         return VIRTIO_GPU_UNMAP_WAIT;
     case VIRTIO_GPU_MAPPING_UNMAP_COMPLETED:
         return VIRTIO_GPU_UNMAP_FINISH;
     }
-    abort();
+    return VIRTIO_GPU_UNMAP_NOTHING;
 }
 
-void virtio_gpu_mapping_region_freed(VirtIOGPUMappingState *state)
+bool virtio_gpu_mapping_region_freed(VirtIOGPUMappingState *state)
 {
-    change(state, VIRTIO_GPU_MAPPING_UNMAP_STARTED,
-           VIRTIO_GPU_MAPPING_UNMAP_COMPLETED);
+    return change(state, VIRTIO_GPU_MAPPING_UNMAP_STARTED,
+                  VIRTIO_GPU_MAPPING_UNMAP_COMPLETED);
 }
 
-void virtio_gpu_mapping_unmapped(VirtIOGPUMappingState *state)
+bool virtio_gpu_mapping_unmapped(VirtIOGPUMappingState *state)
 {
-    change(state, VIRTIO_GPU_MAPPING_UNMAP_COMPLETED,
-           VIRTIO_GPU_MAPPING_NONE);
+    return change(state, VIRTIO_GPU_MAPPING_UNMAP_COMPLETED,
+                  VIRTIO_GPU_MAPPING_NONE);
 }

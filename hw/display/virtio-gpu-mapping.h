@@ -14,7 +14,9 @@
  *
  * This file only knows the order of things, it touches neither regions nor
  * the renderer. All functions are called with the BQL held; the states
- * belong to the caller. Transitions that are not in the picture abort.
+ * belong to the caller. A transition that is not in the picture is reported
+ * and not made, and the function returns false: then the device cannot be
+ * trusted with blobs any more.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -48,7 +50,7 @@ const char *virtio_gpu_mapping_state_str(VirtIOGPUMappingState state);
 bool virtio_gpu_mapping_may_map(VirtIOGPUMappingState state);
 
 /* The blob's region is in place. Only where it may be mapped. */
-void virtio_gpu_mapping_mapped(VirtIOGPUMappingState *state);
+bool virtio_gpu_mapping_mapped(VirtIOGPUMappingState *state);
 
 /*
  * Unmap: to be asked by each command and reset that needs the blob unmapped,
@@ -60,12 +62,12 @@ void virtio_gpu_mapping_mapped(VirtIOGPUMappingState *state);
 VirtIOGPUUnmapStep virtio_gpu_mapping_unmap(VirtIOGPUMappingState *state);
 
 /* Nobody uses the region any more. Once, after an unmap was started. */
-void virtio_gpu_mapping_region_freed(VirtIOGPUMappingState *state);
+bool virtio_gpu_mapping_region_freed(VirtIOGPUMappingState *state);
 
 /*
  * The renderer has its memory back. Not to be called where it refused it:
  * then the next unmap has to ask it again.
  */
-void virtio_gpu_mapping_unmapped(VirtIOGPUMappingState *state);
+bool virtio_gpu_mapping_unmapped(VirtIOGPUMappingState *state);
 
 #endif

@@ -7,12 +7,16 @@
 #include "qemu/osdep.h"
 #include "hw/virtio/iothread-vq-holder.h"
 
-void iothread_vq_get_all(IOThread *iothread, IOThreadHolderState *holder,
-                         AioContext **vq_aio_context, uint16_t num_queues)
+bool iothread_vq_get_all(IOThread *iothread, IOThreadHolderState *holder,
+                         AioContext **vq_aio_context, uint16_t num_queues,
+                         Error **errp)
 {
     g_autofree uint16_t *vqs = g_new(uint16_t, num_queues);
     AioContext *ctx;
 
+    if (!iothread_check_running(iothread, errp)) {
+        return false;
+    }
     for (unsigned i = 0; i < num_queues; i++) {
         vqs[i] = i;
     }
@@ -20,4 +24,5 @@ void iothread_vq_get_all(IOThread *iothread, IOThreadHolderState *holder,
     for (unsigned i = 0; i < num_queues; i++) {
         vq_aio_context[i] = ctx;
     }
+    return true;
 }

@@ -1,7 +1,7 @@
 /*
- * Block nodes and block exports as holders of IOThreads
+ * Block nodes, block exports and jobs as holders of IOThreads
  *
- * Context of all functions: the main thread.
+ * Context of all functions: the main thread, or one that holds the BQL.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -10,6 +10,7 @@
 #define BLOCK_IOTHREAD_HOLDER_H
 
 #include "block/export.h"
+#include "qemu/job.h"
 #include "system/iothread-holder.h"
 
 /**
@@ -21,6 +22,71 @@
  * @bs held.  Tools that have no IOThreads use a stub.
  */
 void bdrv_follow_aio_context(BlockDriverState *bs, AioContext *ctx);
+
+/**
+ * bdrv_choose_aio_context:
+ * @bs: a node that the user has moved
+ * @ctx: where to
+ *
+ * While @bs is in @ctx, it stays there though nothing uses it.
+ */
+void bdrv_choose_aio_context(BlockDriverState *bs, AioContext *ctx);
+
+/**
+ * bdrv_forget_aio_context:
+ * @ctx: the AioContext of an IOThread that may go
+ *
+ * Forget for which nodes @ctx was chosen, but for those that are there.
+ */
+void bdrv_forget_aio_context(AioContext *ctx);
+
+/**
+ * bdrv_may_go_home:
+ * @bs: a node that has moved, or that a user may just have left
+ *
+ * If @bs is in an IOThread, have bdrv_send_home() called for all IOThreads
+ * when what runs now has returned to the main loop.  Tools that have no
+ * IOThreads use a stub.
+ */
+void bdrv_may_go_home(BlockDriverState *bs);
+
+/**
+ * bdrv_send_home:
+ * @ctx: the AioContext of an IOThread; NULL for those of all
+ *
+ * Move nodes that nothing needs in @ctx to the main loop: a command that moved
+ * them there may have failed, or what used them may have gone.  Needed are
+ * nodes with a device, an export or a job, those with requests in flight,
+ * those that the user put there, and all that are connected with one of these.
+ *
+ * It waits for no requests, as it leaves nodes alone that have any.
+ *
+ * Context: not in a coroutine, and not where the graph
+ * is locked.
+ */
+void bdrv_send_home(AioContext *ctx);
+
+/**
+ * job_follow_aio_context:
+ * @job: a job that was made, or has moved
+ *
+ * Hold the IOThread in which @job runs, if it is one, and give back the one
+ * that it held.  Tools that have no IOThreads use a stub.
+ *
+ * Context: the lock of the jobs may be held.
+ */
+void job_follow_aio_context(Job *job);
+
+/**
+ * job_stop_following:
+ * @job: a job of which nothing runs any more
+ *
+ * Give back the IOThread that @job holds, if any, unless @job still has block
+ * nodes: these cannot leave the IOThread before it.
+ *
+ * Context: the lock of the jobs may be held.
+ */
+void job_stop_following(Job *job);
 
 /**
  * blk_exp_new_iothread_holder:

@@ -7,8 +7,9 @@
  * or does the last two at once with iothread_holder_drop().  Who the holder is
  * gets recorded when it is made, and is not looked up again.
  *
- * Context of all functions, unless they say otherwise: the main thread, with
- * the BQL held where there is one.
+ * Context of all functions, unless they say otherwise: the thread that holds
+ * the BQL, which need not be the main thread: vCPUs unplug devices, and RCU's
+ * thread frees them.  In programs without the BQL it is the main thread.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -38,8 +39,7 @@ IOThreadHolderState *iothread_holder_new_qom_object(Object *obj,
  * IOThreadHolderUpdate:
  * @holder: what is going to be told of the holder
  *
- * Bring up to date what may change while the holder holds an IOThread.  It
- * must not take or give back an IOThread.
+ * Bring up to date what may change while the holder holds an IOThread.
  */
 typedef void IOThreadHolderUpdate(IOThreadHolder *holder);
 
@@ -62,6 +62,13 @@ IOThreadHolderState *iothread_holder_new_block_export(
 IOThreadHolderState *iothread_holder_new_block_node(const char *node_name);
 
 /**
+ * iothread_holder_new_job:
+ *
+ * Returns: a holder, owned by the caller.
+ */
+IOThreadHolderState *iothread_holder_new_job(const char *id);
+
+/**
  * iothread_holder_new_monitor:
  * @id: the ID of the monitor's character device
  *
@@ -70,13 +77,29 @@ IOThreadHolderState *iothread_holder_new_block_node(const char *node_name);
 IOThreadHolderState *iothread_holder_new_monitor(const char *id);
 
 /**
+ * iothread_check_running:
+ * @iothread: an IOThread that a property links to
+ *
+ * An IOThread that nothing holds can be deleted, and its thread then ends,
+ * though a device that is not realized links to it.  Realize asks before it
+ * takes the IOThread.
+ *
+ * Returns: true if @iothread can be taken.  Otherwise false, and sets @errp.
+ */
+bool iothread_check_running(IOThread *iothread, Error **errp);
+
+/**
  * iothread_get_aio_context:
  * @iothread: the IOThread to use
  * @holder: who is going to use it
  *
  * Take @iothread for @holder, until iothread_put_aio_context().  The IOThread
  * stays alive and cannot be deleted by the user meanwhile, and the monitor
- * tells who holds it.  There is no other way to get at the AioContext.
+ * tells who holds it.  It must be running.
+ *
+ * Where something of the IOThread is used otherwise, it is on top of a hold:
+ * iothread_get_g_main_context() asks for one, and jobs and nodes follow what
+ * holds.  The fields of IOThread are not for its users.
  *
  * A holder may hold several IOThreads, and one IOThread more than once.
  * Reading the AioContext again takes no second hold: remember it.

@@ -68,6 +68,18 @@ const char *iothread_holder_name(const IOThreadHolderState *holder)
     IOTHREAD_HOLDS_NOEXCEPT;
 
 /**
+ * iothread_holder_set_minor:
+ * @holder: a holder that holds nothing yet
+ * @sum: what messages call one of its kind, of which they tell only the
+ *     number; NULL for a holder that is named.  Not copied
+ *
+ * Say that @holder is there because of others: iothread_holds_describe() names
+ * it after them.
+ */
+void iothread_holder_set_minor(IOThreadHolderState *holder, const char *sum)
+    IOTHREAD_HOLDS_NOEXCEPT;
+
+/**
  * iothread_holder_any:
  *
  * Returns: the @owner (see iothread_holds_new()) of any one of the lists in
@@ -76,6 +88,14 @@ const char *iothread_holder_name(const IOThreadHolderState *holder)
  */
 void *iothread_holder_any(const IOThreadHolderState *holder)
     IOTHREAD_HOLDS_NOEXCEPT;
+
+/**
+ * iothread_holder_holds:
+ *
+ * Returns: whether @holder has a hold in @holds.
+ */
+bool iothread_holder_holds(const IOThreadHolderState *holder,
+                           const IOThreadHolds *holds) IOTHREAD_HOLDS_NOEXCEPT;
 
 /**
  * iothread_holds_new:
@@ -152,8 +172,9 @@ void iothread_holds_foreach(const IOThreadHolds *holds, IOThreadHoldFunc *func,
  * @max: how many holders to name at most
  *
  * Returns: the names of the holders, each once, in the order in which they
- * took their first hold, as in "a, b and 3 more"; an empty string when there
- * are none.  The caller frees it with g_free().
+ * took their first hold, but minor ones after all others, as in "a, b, 3 more
+ * and 2 implicit nodes"; an empty string when there are none.  The caller
+ * frees it with g_free().
  */
 char *iothread_holds_describe(const IOThreadHolds *holds, size_t max)
     IOTHREAD_HOLDS_NOEXCEPT;

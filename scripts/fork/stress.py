@@ -18,7 +18,8 @@ from .common import Fail, kill_all, lock, remove, say, write
 
 PROGRAMS = ("qemu-system-x86_64", "storage-daemon/qemu-storage-daemon")
 TARGETS = {
-    "asan": (*PROGRAMS, "tests/qtest/virtio-gpu-blob-test",
+    "asan": (*PROGRAMS, "qemu-img", "qemu-nbd",
+             "tests/qtest/virtio-gpu-blob-test",
              "tests/qtest/virtio-gpu-blob-shim.so"),
     "tsan": PROGRAMS,
     "patched": PROGRAMS}
@@ -69,6 +70,8 @@ def fault(name: str, steps: int, tree: str = "asan") -> Job:
 JOBS = {
     "holders": model("asan", PROGRAMS[0], 1000),
     "holders-daemon": model("asan", PROGRAMS[1], 1000),
+    "block-jobs": Job("asan", "{jobs}/block-jobs.py {build}/" + PROGRAMS[0]
+                      + " --seed {seed} --steps {steps}", 300, 900),
     "shutdown": fault("qmp-shutdown", 40),
     # Mesa and SDL leak.
     "virtio-gpu": Job("asan", FAULT % "virtio-gpu", 3000, 900, options={

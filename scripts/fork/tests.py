@@ -19,7 +19,9 @@ QTESTS = ("qos-test", "qmp-test", "qmp-cmd-test", "device-introspect-test",
           "test-hmp", "drive_del-test", "device-plug-test")
 OWN_QTESTS = ("iothread-holder-test", "iothread-holder-users-test",
               "iothread-holder-xen-test", "virtio-gpu-blob-test",
-              "event-loop-stats-test")
+              "event-loop-stats-test", "ide-drain-test", "memory-region-test",
+              "net-hardening-test", "tcg-memory-map-test",
+              "virtio-gpu-2d-test", "virtio-hardening-test")
 # 1,000 rounds of plug and unplug, without a leak; random virtio-gpu commands.
 ASAN_QTESTS = (*OWN_QTESTS[:2], "virtio-gpu-blob-test")
 MODEL = "tests/stress/iothread-holders.py"

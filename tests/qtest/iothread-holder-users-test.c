@@ -11,6 +11,7 @@
 #include "iothread-holder-utils.h"
 #include "qemu/cutils.h"
 #include "qobject/qdict.h"
+#include "qobject/qlist.h"
 
 /*
  * Eject the balloon in slot 5 as a guest does through ACPI.  A reset would not
@@ -56,6 +57,115 @@ static void test_balloon(void)
         " 'disable-legacy': 'off' } }"), "");
     assert_holders(s, "", "");
     object_del(s, "io0");
+    qtest_quit(s);
+}
+
+/*
+ * A balloon leaves while its bottom half waits in the IOThread for the VM to
+ * run again: nothing of it may be left there when the hold ends.
+ */
+static void test_balloon_stopped(void)
+{
+    enum {
+        IO = 0xc000, RING = 0x100000, BUFFER = 0x200000,
+        FREE_PAGE_HINT = 1 << 3, SIZE = 1024,
+    };
+    QTestState *s = qtest_init(MACHINE TWO_IOTHREADS);
+    g_autofree char *task = task_of(s, "io0");
+    const uint32_t config = 0x80000000 | 5 << 11;
+
+    for (int round = 0; round < 2; round++) {
+        qtest_qmp_assert_success(s,
+            "{ 'execute': 'device_add', 'arguments': {"
+            " 'driver': 'virtio-balloon-pci', 'id': 'b0', 'iothread': 'io0',"
+            " 'free-page-hint': true, 'addr': '5' } }");
+
+        /* what a driver does, as in the days before virtio 1.0 */
+        qtest_outl(s, 0xcf8, config | 0x10);
+        qtest_outl(s, 0xcfc, IO);
+        qtest_outl(s, 0xcf8, config | 0x04);
+        qtest_outw(s, 0xcfc, 5);
+        qtest_outb(s, IO + 0x12, 3);
+        g_assert_true(qtest_inl(s, IO) & FREE_PAGE_HINT);
+        qtest_outl(s, IO + 0x04, FREE_PAGE_HINT | 1 << 1);
+        qtest_outw(s, IO + 0x0e, 3);
+        g_assert_cmpuint(qtest_inw(s, IO + 0x0c), ==, SIZE);
+        qtest_memset(s, RING, 0, SIZE * 32);
+        qtest_outl(s, IO + 0x08, RING >> 12);
+        qtest_outb(s, IO + 0x12, 7);
+
+        qtest_qmp_assert_success(s, "{ 'execute': 'stop' }");
+        qtest_writeq(s, RING, BUFFER);
+        qtest_writel(s, RING + 8, 4096);
+        qtest_writew(s, RING + 12, 2); /* written by the device */
+        qtest_writew(s, RING + SIZE * 16 + 2, 1);
+        qtest_outw(s, IO + 0x10, 3);
+        if (round > 0) {
+            g_usleep(100000); /* usually, it is waiting by then */
+        }
+        assert_holders(s, "b0", "");
+
+        eject_balloon(s);
+        assert_holders(s, "", "");
+        qtest_qmp_assert_success(s, "{ 'execute': 'cont' }");
+    }
+
+    object_del(s, "io0");
+    g_assert_false(g_file_test(task, G_FILE_TEST_EXISTS));
+    qtest_quit(s);
+}
+
+/* What only has a link to an IOThread does not keep the thread, unseen */
+static void test_links(void)
+{
+    QTestState *s = qtest_init(MACHINE TWO_IOTHREADS);
+    g_autofree char *task0 = task_of(s, "io0");
+    g_autofree char *task1 = task_of(s, "io1");
+    const char *set_realized = "{ 'execute': 'qom-set', 'arguments': {"
+        " 'path': '/machine/peripheral/s0/virtio-backend',"
+        " 'property': 'realized', 'value': %i } }";
+
+    qtest_qmp_assert_success(s,
+        "{ 'execute': 'device_add', 'arguments': {"
+        " 'driver': 'virtio-balloon-pci', 'id': 'b0', 'iothread': 'io0' } }");
+    assert_holders(s, "", "");
+    object_del(s, "io0");
+    g_assert_false(g_file_test(task0, G_FILE_TEST_EXISTS));
+
+    qtest_qmp_assert_success(s,
+        "{ 'execute': 'device_add', 'arguments': { 'num_queues': 1,"
+        " 'driver': 'virtio-scsi-pci', 'id': 's0', 'iothread': 'io1' } }");
+    assert_holders(s, NULL, "s0:0");
+    qtest_qmp_assert_success(s, set_realized, false);
+    assert_holders(s, NULL, "");
+    g_assert_true(g_file_test(task1, G_FILE_TEST_EXISTS));
+    object_del(s, "io1");
+    g_assert_false(g_file_test(task1, G_FILE_TEST_EXISTS));
+    assert_error(qtest_qmp(s, set_realized, true), "was deleted");
+    qtest_quit(s);
+}
+
+/* A user's IOThread may be called as one of QEMU's own */
+static void test_same_id(void)
+{
+    QTestState *s = qtest_init(MACHINE "-object iothread,id=mon_iothread");
+    QDict *rsp = qtest_qmp(s, "{ 'execute': 'query-iothreads',"
+                              " 'arguments': { 'internal': true } }");
+    bool seen[2] = { false };
+    const QListEntry *entry;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(rsp, "return"), entry) {
+        QDict *info = qobject_to(QDict, qlist_entry_obj(entry));
+        bool internal = qdict_get_bool(info, "internal");
+
+        if (!strcmp(qdict_get_str(info, "id"), "mon_iothread")) {
+            g_assert_false(seen[internal]);
+            seen[internal] = true;
+        }
+    }
+    g_assert_true(seen[false] && seen[true]);
+    qobject_unref(rsp);
+    object_del(s, "mon_iothread");
     qtest_quit(s);
 }
 
@@ -336,6 +446,10 @@ int main(int argc, char **argv)
     }
 
     qtest_add_func("/iothread-holder-users/balloon", test_balloon);
+    qtest_add_func("/iothread-holder-users/balloon-stopped",
+                   test_balloon_stopped);
+    qtest_add_func("/iothread-holder-users/links", test_links);
+    qtest_add_func("/iothread-holder-users/same-id", test_same_id);
     qtest_add_func("/iothread-holder-users/colo", test_colo);
     qtest_add_func("/iothread-holder-users/colo-stock", test_colo_stock);
 #ifdef CONFIG_LINUX

@@ -125,6 +125,8 @@ static void append_holder(GString *words, QDict *holder)
                                qdict_get_str(holder, "id"), node);
     } else if (!strcmp(type, "block-node")) {
         g_string_append_printf(words, "node/%s", node);
+    } else if (!strcmp(type, "job")) {
+        g_string_append_printf(words, "job/%s", qdict_get_str(holder, "id"));
     } else if (!strcmp(type, "monitor")) {
         g_string_append_printf(words, "monitor/%s",
                                qdict_get_str(holder, "id"));

@@ -36,7 +36,7 @@ QList *find_holders(QDict *rsp, const char *iothread);
 /*
  * The holders of @iothread as words, in their order; NULL when there is no
  * such IOThread.  The words are "DEVICE:VQS" or "PATH", "export/ID/NODE",
- * "node/NAME" and "monitor/ID".
+ * "node/NAME", "job/ID" and "monitor/ID".
  */
 char *query_holders(QTestState *s, const char *iothread);
 

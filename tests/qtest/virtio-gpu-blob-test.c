@@ -31,6 +31,7 @@
 #include "qemu/units.h"
 #include "qobject/qdict.h"
 #include "qobject/qlist.h"
+#include "standard-headers/linux/pci_regs.h"
 #include "standard-headers/linux/virtio_balloon.h"
 #include "standard-headers/linux/virtio_config.h"
 #include "standard-headers/linux/virtio_gpu.h"
@@ -194,8 +195,28 @@ static QVirtioPCIDevice *find_device(QPCIBus *bus, int slot)
 
 static void start_driver(Gpu *g);
 
-/* @vcpu: there is one, and it runs the firmware above */
-static Gpu *gpu_new(bool vcpu)
+#define PORT QPCI_DEVFN(6, 0)
+
+/* Of the switch's ports and of what is behind it: the bus, then the device */
+#define BEHIND_PORT 0x100
+#define BEHIND_UPSTREAM 0x200
+#define BEHIND_SWITCH 0x300
+
+/* As firmware does it, for what libqos knows nothing about */
+static void setup_bridge(QPCIBus *bus, int devfn, uint32_t numbers)
+{
+    QPCIDevice *bridge = qpci_device_find(bus, devfn);
+
+    g_assert_nonnull(bridge);
+    qpci_config_writel(bridge, PCI_PRIMARY_BUS, numbers);
+    qpci_config_writel(bridge, PCI_MEMORY_BASE, 0xfbf0e000);
+    qpci_config_writel(bridge, PCI_PREF_MEMORY_BASE, 0x0000fff0);
+    qpci_config_writew(bridge, PCI_COMMAND,
+                       PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
+    g_free(bridge);
+}
+
+static Gpu *gpu_new_at(bool vcpu, bool behind_switch)
 {
     g_autofree char *preload = g_canonicalize_filename(
         g_test_get_filename(G_TEST_BUILT, "virtio-gpu-blob-shim.so", NULL),
@@ -212,13 +233,19 @@ static Gpu *gpu_new(bool vcpu)
     g->shim = map;
     g->firmware_path = firmware_file();
     args = g_strdup_printf(
-        "%s -machine pc,memory-backend=ram -m 64M -nodefaults -vga none "
+        "%s -machine %s,memory-backend=ram -m 64M -nodefaults -vga none "
         "-object memory-backend-file,id=ram,size=64M,share=on,mem-path=%s "
-        "-bios %s -global apic-common.vapic=off -display sdl,gl=on "
-        "-device virtio-gpu-gl-pci,id=gpu,addr=4,hostmem=64M,blob=on "
+        "-bios %s -global apic-common.vapic=off -display sdl,gl=on %s"
+        "-device virtio-gpu-gl-pci,id=gpu,%s,hostmem=64M,blob=on "
         "-device virtio-balloon-pci,id=balloon,addr=5,disable-legacy=on,"
-        "ioeventfd=off", vcpu ? "-accel tcg" : "", g->ram_path,
-        g->firmware_path);
+        "ioeventfd=off", vcpu ? "-accel tcg" : "",
+        behind_switch ? "q35" : "pc", g->ram_path, g->firmware_path,
+        behind_switch ?
+        "-global ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off "
+        "-device pcie-root-port,id=rp,addr=6,chassis=1,slot=1 "
+        "-device x3130-upstream,id=up,bus=rp "
+        "-device xio3130-downstream,id=down,bus=up,chassis=2,slot=2 " : "",
+        behind_switch ? "bus=down" : "addr=4");
 
     g_assert_true(g_file_test(preload, G_FILE_TEST_EXISTS));
     g_setenv(BLOB_SHIM_ENV, g->shim_path, true);
@@ -230,13 +257,29 @@ static Gpu *gpu_new(bool vcpu)
 
     alloc_init(&g->alloc, ALLOC_NO_FLAGS, MiB, RAM_SIZE, PAGE);
     g->bus = qpci_new_pc(g->s, &g->alloc);
-    g->dev = find_device(g->bus, 4);
+    if (behind_switch) {
+        QPCIAddress addr = { .devfn = BEHIND_SWITCH };
+
+        setup_bridge(g->bus, PORT, 0x030100);
+        setup_bridge(g->bus, BEHIND_PORT, 0x030201);
+        setup_bridge(g->bus, BEHIND_UPSTREAM, 0x030302);
+        g->dev = virtio_pci_new(g->bus, &addr);
+        qvirtio_pci_device_enable(g->dev);
+    } else {
+        g->dev = find_device(g->bus, 4);
+    }
     g->balloon = find_device(g->bus, 5);
     g->window = qpci_iomap(g->dev->pdev, 4, &size).addr;
     g_assert_cmphex(size, ==, WINDOW_SIZE);
 
     start_driver(g);
     return g;
+}
+
+/* @vcpu: there is one, and it runs the firmware above */
+static Gpu *gpu_new(bool vcpu)
+{
+    return gpu_new_at(vcpu, false);
 }
 
 static void gpu_free(Gpu *g)
@@ -631,15 +674,20 @@ static void create_mapped(Gpu *g, uint32_t id, uint64_t offset)
 
 /* --- The guest's driver -------------------------------------------------- */
 
+static void setup_ring(Gpu *g)
+{
+    memset(g->ram + RING, 0, 3 * PAGE);
+    g->avail = g->used = g->answers = 0;
+    g->notify = setup_queue(g->dev, 0, 2 * SLOTS, RING);
+}
+
 static void setup_driver(Gpu *g)
 {
     acknowledge(g->dev, BIT_ULL(VIRTIO_GPU_F_VIRGL) |
                 BIT_ULL(VIRTIO_GPU_F_RESOURCE_BLOB) |
                 BIT_ULL(VIRTIO_GPU_F_CONTEXT_INIT));
-    memset(g->ram + RING, 0, 3 * PAGE);
-    g->avail = g->used = g->answers = 0;
     g->fence = 0;
-    g->notify = setup_queue(g->dev, 0, 2 * SLOTS, RING);
+    setup_ring(g);
     driver_ok(g->dev);
 }
 
@@ -1345,6 +1393,356 @@ static void test_vcpu_kick_and_reset(void)
     gpu_free(g);
 }
 
+/* A page of the guest has to be a page of the host, and of one blob */
+static void test_page_offset(void)
+{
+    Gpu *g = gpu_new(true);
+    const uint64_t bad[] = { 1, 0x800, PAGE + 0x800, MiB - 4 };
+
+    create(g, 1, BLOB_SIZE);
+    for (int i = 0; i < ARRAY_SIZE(bad); i++) {
+        assert_answer(map(g, 1, bad[i]),
+                      VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER);
+        assert_window(g, 0, NOTHING_THERE);
+    }
+    assert_answer(map(g, 1, PAGE), VIRTIO_GPU_RESP_OK_MAP_INFO);
+    vcpu_start(g, 2, g->window + PAGE, 0x1234,
+               MAILBOX + offsetof(Mailbox, zero), 0);
+    vcpu_wait(g);
+    g_assert_cmphex(qtest_readw(g->s, g->window + PAGE), ==, 0x1234);
+    assert_answer(release(g, UNREF, 1), VIRTIO_GPU_RESP_OK_NODATA);
+    assert_all_gone(g);
+    gpu_free(g);
+}
+
+static void test_overlap(void)
+{
+    Gpu *g = gpu_new(false);
+    const uint64_t bad[] = {
+        MiB - BLOB_SIZE + PAGE, MiB - PAGE, MiB, MiB + PAGE,
+        MiB + BLOB_SIZE - PAGE,
+    };
+
+    create_mapped(g, 1, MiB);
+    write_window(g, MiB, 0x11111111);
+    create(g, 2, BLOB_SIZE);
+    for (int i = 0; i < ARRAY_SIZE(bad); i++) {
+        assert_answer(map(g, 2, bad[i]),
+                      VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER);
+        assert_window(g, MiB, 0x11111111);
+    }
+    g_assert_cmpint(g->shim->live, ==, 1);
+
+    /* next to it, and where it was */
+    assert_answer(map(g, 2, MiB + BLOB_SIZE), VIRTIO_GPU_RESP_OK_MAP_INFO);
+    assert_answer(release(g, UNMAP, 2), VIRTIO_GPU_RESP_OK_NODATA);
+    assert_answer(map(g, 2, MiB - BLOB_SIZE), VIRTIO_GPU_RESP_OK_MAP_INFO);
+    assert_answer(release(g, UNMAP, 2), VIRTIO_GPU_RESP_OK_NODATA);
+    assert_answer(release(g, UNMAP, 1), VIRTIO_GPU_RESP_OK_NODATA);
+    assert_answer(map(g, 2, MiB), VIRTIO_GPU_RESP_OK_MAP_INFO);
+    assert_answer(release(g, UNREF, 2), VIRTIO_GPU_RESP_OK_NODATA);
+    assert_answer(release(g, UNREF, 1), VIRTIO_GPU_RESP_OK_NODATA);
+    assert_all_gone(g);
+    gpu_free(g);
+}
+
+/* Of struct virtio_pci_modern_common_cfg */
+#define QUEUE_RESET 58
+
+/* A command of the old ring is not answered into the new one */
+static void test_queue_reset(void)
+{
+    Gpu *g = gpu_new(false);
+    int slot, capset;
+
+    for (int round = 0; round < 3; round++) {
+        create_mapped(g, 1, 0);
+        hold(g, 0);
+        slot = submit_release(g, round ? UNREF : UNMAP, 1, round == 2);
+        submit_display_info(g, false);
+        kick(g);
+        settle(g);
+        g_assert_false(answered(g, slot));
+
+        write16(g->dev, COMMON(queue_select), 0);
+        write16(g->dev, QUEUE_RESET, 1);
+        memset(g->slot, 0, sizeof(g->slot));
+        setup_ring(g);
+        capset = submit_capset(g);
+        kick(g);
+        settle(g);
+        g_assert_false(answered(g, capset));
+        let_go(g);
+        assert_answer(wait_answer(g, capset), VIRTIO_GPU_RESP_OK_CAPSET);
+        settle(g);
+        g_assert_cmpint(g->answers, ==, 1);
+
+        assert_answer(release(g, UNMAP, 1), VIRTIO_GPU_RESP_OK_NODATA);
+        assert_answer(release(g, UNREF, 1), VIRTIO_GPU_RESP_OK_NODATA);
+        assert_all_gone(g);
+    }
+    g_assert_cmpint(g->dev->vdev.bus->get_status(&g->dev->vdev) &
+                    VIRTIO_CONFIG_S_NEEDS_RESET, ==, 0);
+    assert_works(g);
+    gpu_free(g);
+}
+
+/* Where the renderer makes no fence, nothing would answer the command */
+static void test_no_fence(void)
+{
+    Gpu *g = gpu_new(false);
+    struct virtio_gpu_resource_create_2d cmd = {
+        .resource_id = cpu_to_le32(1),
+        .format = cpu_to_le32(VIRTIO_GPU_FORMAT_B8G8R8X8_UNORM),
+        .width = cpu_to_le32(32),
+        .height = cpu_to_le32(32),
+    };
+    int slot;
+
+    init_cmd(&cmd, VIRTIO_GPU_CMD_RESOURCE_CREATE_2D);
+    fence_cmd(g, &cmd);
+    cmd.hdr.flags |= cpu_to_le32(VIRTIO_GPU_FLAG_INFO_RING_IDX);
+    cmd.hdr.ctx_id = cpu_to_le32(77);
+    slot = submit(g, &cmd, sizeof(cmd));
+    kick(g);
+    assert_answer(wait_answer(g, slot), VIRTIO_GPU_RESP_ERR_UNSPEC);
+
+    cmd.hdr.ctx_id = cpu_to_le32(CTX);
+    cmd.hdr.ring_idx = 63;
+    cmd.resource_id = cpu_to_le32(2);
+    slot = submit(g, &cmd, sizeof(cmd));
+    kick(g);
+    wait_answer(g, slot);
+    assert_works(g);
+    gpu_free(g);
+}
+
+static void test_submit_error(void)
+{
+    Gpu *g = gpu_new(false);
+    struct {
+        struct virtio_gpu_cmd_submit cmd;
+        uint32_t virgl[4];
+    } cmd = { .cmd.size = cpu_to_le32(sizeof(cmd.virgl)) };
+    int slot;
+
+    memset(cmd.virgl, 0xff, sizeof(cmd.virgl));
+    init_cmd(&cmd, VIRTIO_GPU_CMD_SUBMIT_3D);
+
+    /* a context that is not there, and garbage, each with a fence, too */
+    for (int i = 0; i < 4; i++) {
+        if (i % 2) {
+            fence_cmd(g, &cmd);
+        } else {
+            cmd.cmd.hdr.flags = 0;
+        }
+        cmd.cmd.hdr.ctx_id = cpu_to_le32(i < 2 ? 77 : CTX);
+        slot = submit(g, &cmd, sizeof(cmd));
+        kick(g);
+        assert_answer(wait_answer(g, slot),
+                      VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER);
+    }
+
+    /* more than there is */
+    cmd.cmd.hdr.flags = 0;
+    cmd.cmd.size = cpu_to_le32(0xfffffff0);
+    slot = submit(g, &cmd, sizeof(cmd));
+    kick(g);
+    assert_answer(wait_answer(g, slot),
+                  VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER);
+    start_driver(g);
+    assert_works(g);
+    gpu_free(g);
+}
+
+static void test_short(void)
+{
+    Gpu *g = gpu_new(false);
+    struct virtio_gpu_resource_unref cmd = { 0 };
+    int slot;
+
+    init_cmd(&cmd, VIRTIO_GPU_CMD_RESOURCE_UNREF);
+    for (int size = 4; size < sizeof(cmd); size += 4) {
+        slot = submit(g, &cmd, size);
+        kick(g);
+        assert_answer(wait_answer(g, slot),
+                      VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER);
+    }
+    assert_works(g);
+    gpu_free(g);
+}
+
+/* What the device itself has of a blob does not keep a reset from ending */
+static void test_reset_own_backing(void)
+{
+    Gpu *g = gpu_new(false);
+    struct {
+        struct virtio_gpu_resource_attach_backing cmd;
+        struct virtio_gpu_mem_entry entry;
+    } attach = {
+        .cmd.resource_id = cpu_to_le32(2),
+        .cmd.nr_entries = cpu_to_le32(1),
+        .entry.addr = cpu_to_le64(g->window),
+        .entry.length = cpu_to_le32(PAGE),
+    };
+
+    init_cmd(&attach, VIRTIO_GPU_CMD_RESOURCE_ATTACH_BACKING);
+    for (int round = 0; round < 3; round++) {
+        int create, backing;
+
+        create_mapped(g, 1, 0);
+        create = submit_create_2d(g, 2);
+        backing = submit(g, &attach, sizeof(attach));
+        kick(g);
+        assert_answer(wait_answer(g, create), VIRTIO_GPU_RESP_OK_NODATA);
+        assert_answer(wait_answer(g, backing), VIRTIO_GPU_RESP_OK_NODATA);
+        if (round == 1) {
+            /* waits for the backing, which waits behind it */
+            submit_release(g, UNMAP, 1, false);
+            submit_release(g, UNREF, 2, false);
+            kick(g);
+            settle(g);
+        }
+        start_driver(g);
+        assert_all_gone(g);
+    }
+    assert_works(g);
+    gpu_free(g);
+}
+
+/* ... and neither do buffers of commands that are never answered */
+static void test_reset_own_buffer(void)
+{
+    Gpu *g = gpu_new(false);
+
+    for (int round = 0; round < 3; round++) {
+        int slot;
+
+        create_mapped(g, 1, 0);
+        switch (round) {
+        case 0:
+            slot = submit_release(g, UNMAP, 1, false);
+            break;
+        case 1:
+            slot = submit_release(g, UNREF, 1, true);
+            break;
+        case 2:
+            submit_buffer(g, BLOB_SIZE);
+            slot = submit_create(g, 2, BLOB_SIZE, true);
+            break;
+        }
+        write_desc(g, RING, 2 * slot + 1, g->window + PAGE, PAGE,
+                   VRING_DESC_F_WRITE, 0);
+        kick(g);
+        if (round < 2) {
+            settle(g);
+        }
+        start_driver(g);
+        assert_all_gone(g);
+    }
+    assert_works(g);
+    gpu_free(g);
+}
+
+static pid_t qemu_pid;
+
+static void does_not_answer(int sig)
+{
+    static const char text[] = "QMP does not answer\n";
+
+    /* Nor does it end when it is told to */
+    kill(qemu_pid, SIGKILL);
+    if (write(STDERR_FILENO, text, sizeof(text) - 1) < 0) {
+        _exit(1);
+    }
+    abort();
+}
+
+/* A reset by a vCPU that is about to be stopped */
+static void test_vcpu_reset_stop(void)
+{
+    Gpu *g = gpu_new(true);
+
+    qemu_pid = qtest_pid(g->s);
+    signal(SIGALRM, does_not_answer);
+    for (int round = 0; round < 400; round++) {
+        if (round % 100 == 0) {
+            start_driver(g);
+            create_mapped(g, 1, 0);
+        }
+        alarm(patience_s);
+        vcpu_start(g, 1, status_address(g), 0,
+                   MAILBOX + offsetof(Mailbox, zero), 0);
+        qtest_qmp_assert_success(g->s, "{ 'execute': 'stop' }");
+        qtest_qmp_assert_success(g->s, "{ 'execute': 'cont' }");
+        vcpu_wait(g);
+        memset(g->slot, 0, sizeof(g->slot));
+    }
+    alarm(0);
+    assert_window(g, 0, NOTHING_THERE);
+    start_driver(g);
+    assert_all_gone(g);
+    assert_works(g);
+    gpu_free(g);
+}
+
+/*
+ * The switch that the device is behind goes, and the device with it, while
+ * blobs are mapped, on their way out, and in use
+ */
+static void test_unplug(void)
+{
+    Gpu *g = gpu_new_at(false, true);
+    QPCIDevice *port = qpci_device_find(g->bus, PORT);
+    uint8_t cap = qpci_find_capability(port, PCI_CAP_ID_EXP, 0);
+
+    for (int i = 0; i < 3; i++) {
+        create_mapped(g, i + 1, i * MiB);
+        write_window(g, i * MiB, 0xb10b0000 + i);
+    }
+    hold(g, MiB);
+    submit_release(g, UNMAP, 3, true);
+    kick(g);
+
+    qpci_config_writew(port, cap + PCI_EXP_SLTCTL, PCI_EXP_SLTCTL_PWR_IND_ON);
+    qpci_config_writew(port, cap + PCI_EXP_SLTCTL,
+                       PCI_EXP_SLTCTL_PWR_IND_OFF | PCI_EXP_SLTCTL_PCC);
+    qtest_qmp_eventwait(g->s, "DEVICE_DELETED");
+    settle(g);
+    assert_window(g, 0, NOTHING_THERE);
+    let_go(g);
+    settle(g);
+    qtest_qmp_assert_success(g->s, "{ 'execute': 'query-status' }");
+    g_free(port);
+    gpu_free(g);
+}
+
+/* A reset takes away thousands of blobs as one */
+static void test_reset_many(void)
+{
+    Gpu *g = gpu_new(false);
+    int blobs = 400;
+    gint64 start, map_us = 0, reset_us;
+
+    for (int i = 0; i < blobs; i++) {
+        create(g, i + 1, BLOB_SIZE);
+        start = g_get_monotonic_time();
+        assert_answer(map(g, i + 1, i * BLOB_SIZE),
+                      VIRTIO_GPU_RESP_OK_MAP_INFO);
+        map_us += g_get_monotonic_time() - start;
+    }
+    start = g_get_monotonic_time();
+    reset(g);
+    reset_us = g_get_monotonic_time() - start;
+    g_test_message("%d blobs: mapped in %.1f ms, reset in %.1f ms", blobs,
+                   map_us / 1000.0, reset_us / 1000.0);
+    start_driver(g);
+    assert_all_gone(g);
+    /* What it takes for each depends on the host: one by one it is as much */
+    g_assert_cmpint(reset_us, <, map_us / 4);
+    gpu_free(g);
+}
+
 static int compare(const void *a, const void *b)
 {
     gint64 x = *(const gint64 *)a, y = *(const gint64 *)b;
@@ -1745,6 +2143,17 @@ static const Test tests[] = {
     { "vcpu-reset-waits", test_vcpu_reset_waits, "*shim->lost == 0*" },
     { "vcpu-kick-and-reset", test_vcpu_kick_and_reset,
       "*test_vcpu_kick_and_reset*" },
+    { "page-offset", test_page_offset, "*test_page_offset*" },
+    { "overlap", test_overlap, "*test_overlap*" },
+    { "queue-reset", test_queue_reset, "*ERROR*" },
+    { "no-fence", test_no_fence, "*0x101 is not answered*" },
+    { "submit-error", test_submit_error, "*test_submit_error*" },
+    { "short", test_short, "*is not answered*" },
+    { "reset-own-backing", test_reset_own_backing },
+    { "reset-own-buffer", test_reset_own_buffer },
+    { "vcpu-reset-stop", test_vcpu_reset_stop, "*QMP does not answer*" },
+    { "reset-many", test_reset_many },
+    { "unplug", test_unplug },
     { "latency", test_latency, "*test_latency*" },
     /* Stock may well end in an endless loop: not for every day */
     { "random", test_random },

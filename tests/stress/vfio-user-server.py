@@ -10,7 +10,7 @@ from pathlib import Path
 
 from parts import Job, Qemu, eventually, main
 
-SHARED = "VFIO user"  # the IOThread of all connections
+SHARED = "vfio-user"  # the IOThread of all connections
 SESSION = 20  # steps of one client
 DEVICES = ["c0", "c1"]
 

@@ -239,6 +239,40 @@ static void test_random(void)
     }
 }
 
+/* Named after all others, or only counted */
+static void test_minor(void)
+{
+    static const char *const names[] = { "n0", "#1", "a", "#2", "n1", "b" };
+    IOThreadHolds *holds = iothread_holds_new(NULL);
+    IOThreadHolderState *holders[ARRAY_SIZE(names)];
+
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+        holders[i] = new_holder(names[i]);
+        if (names[i][0] == '#') {
+            iothread_holder_set_minor(holders[i], "hidden node");
+        } else if (names[i][0] == 'n') {
+            iothread_holder_set_minor(holders[i], NULL);
+        }
+        g_assert_false(iothread_holder_holds(holders[i], holds));
+        get(holds, holders[i]);
+        g_assert_true(iothread_holder_holds(holders[i], holds));
+        if (i == 1) {
+            assert_described(holds, 8, "n0 and 1 hidden node");
+        }
+    }
+    assert_holds(holds, "n0 #1 a #2 n1 b");
+    assert_described(holds, 8, "a, b, n0, n1 and 2 hidden nodes");
+    assert_described(holds, 3, "a, b, n0, 1 more and 2 hidden nodes");
+    assert_described(holds, 0, "4 and 2 hidden nodes");
+
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+        iothread_holds_put(holds, holders[i]);
+        g_assert_false(iothread_holder_holds(holders[i], holds));
+        iothread_holder_free(holders[i]);
+    }
+    iothread_holds_free(holds);
+}
+
 enum { THREADS = 4, ROUNDS = 2000 };
 
 static gpointer get_and_put(gpointer opaque)
@@ -346,6 +380,7 @@ int main(int argc, char **argv)
     g_test_add_func("/iothread-holds/vqs", test_vqs);
     g_test_add_func("/iothread-holds/describe", test_describe);
     g_test_add_func("/iothread-holds/random", test_random);
+    g_test_add_func("/iothread-holds/minor", test_minor);
     g_test_add_func("/iothread-holds/threads", test_threads);
     for (size_t i = 0; i < ARRAY_SIZE(aborts); i++) {
         g_test_add_data_func(aborts[i].path, &aborts[i].broken, test_abort);

@@ -77,7 +77,7 @@ static void test_transitions(void)
     g_assert_cmpint(virtio_gpu_mapping_unmap(&s), ==,
                     VIRTIO_GPU_UNMAP_NOTHING);
     g_assert_cmpstr(virtio_gpu_mapping_state_str(s), ==, "none");
-    virtio_gpu_mapping_mapped(&s);
+    g_assert_true(virtio_gpu_mapping_mapped(&s));
     g_assert_false(virtio_gpu_mapping_may_map(s));
     g_assert_cmpstr(virtio_gpu_mapping_state_str(s), ==, "mapped");
     g_assert_cmpint(virtio_gpu_mapping_unmap(&s), ==, VIRTIO_GPU_UNMAP_START);
@@ -85,7 +85,7 @@ static void test_transitions(void)
     g_assert_cmpstr(virtio_gpu_mapping_state_str(s), ==, "unmap-started");
     g_assert_cmpint(virtio_gpu_mapping_unmap(&s), ==, VIRTIO_GPU_UNMAP_WAIT);
     g_assert_cmpint(virtio_gpu_mapping_unmap(&s), ==, VIRTIO_GPU_UNMAP_WAIT);
-    virtio_gpu_mapping_region_freed(&s);
+    g_assert_true(virtio_gpu_mapping_region_freed(&s));
     g_assert_false(virtio_gpu_mapping_may_map(s));
     g_assert_cmpstr(virtio_gpu_mapping_state_str(s), ==, "unmap-completed");
     g_assert_cmpint(virtio_gpu_mapping_unmap(&s), ==,
@@ -93,66 +93,43 @@ static void test_transitions(void)
     /* the renderer refused: it is asked again */
     g_assert_cmpint(virtio_gpu_mapping_unmap(&s), ==,
                     VIRTIO_GPU_UNMAP_FINISH);
-    virtio_gpu_mapping_unmapped(&s);
+    g_assert_true(virtio_gpu_mapping_unmapped(&s));
     g_assert_cmpint(s, ==, VIRTIO_GPU_MAPPING_NONE);
     g_assert_cmpstr(virtio_gpu_mapping_state_str(42), ==, "invalid");
 }
 
-typedef struct Impossible {
-    void (*event)(VirtIOGPUMappingState *state);
-    VirtIOGPUMappingState state;
-    const char *message;
-} Impossible;
-
-static void test_impossible(const void *opaque)
+/* Whatever is not in the picture is refused, and changes nothing */
+static void test_impossible(void)
 {
-    const Impossible *test = opaque;
-    VirtIOGPUMappingState state = test->state;
+    static const struct {
+        bool (*event)(VirtIOGPUMappingState *state);
+        VirtIOGPUMappingState from, to;
+    } possible[] = {
+        { virtio_gpu_mapping_mapped, VIRTIO_GPU_MAPPING_NONE,
+          VIRTIO_GPU_MAPPING_MAPPED },
+        { virtio_gpu_mapping_region_freed, VIRTIO_GPU_MAPPING_UNMAP_STARTED,
+          VIRTIO_GPU_MAPPING_UNMAP_COMPLETED },
+        { virtio_gpu_mapping_unmapped, VIRTIO_GPU_MAPPING_UNMAP_COMPLETED,
+          VIRTIO_GPU_MAPPING_NONE },
+    };
 
-    if (g_test_subprocess()) {
-        test->event(&state);
-        return;
+    for (size_t i = 0; i < ARRAY_SIZE(possible); i++) {
+        for (int from = VIRTIO_GPU_MAPPING_NONE;
+             from <= VIRTIO_GPU_MAPPING_UNMAP_COMPLETED + 1; from++) {
+            VirtIOGPUMappingState state = from;
+            bool ok = from == possible[i].from;
+
+            g_assert_cmpint(possible[i].event(&state), ==, ok);
+            g_assert_cmpint(state, ==, ok ? possible[i].to : from);
+        }
     }
-    g_test_trap_subprocess(NULL, 0, 0);
-    g_test_trap_assert_failed();
-    g_test_trap_assert_stderr(test->message);
 }
-
-#define MAPPED "*cannot become 'mapped' while it is "
-#define FREED "*cannot become 'unmap-completed' while it is "
-#define UNMAPPED "*cannot become 'none' while it is "
-
-static const Impossible impossible[] = {
-    { virtio_gpu_mapping_mapped, VIRTIO_GPU_MAPPING_MAPPED,
-      MAPPED "'mapped'*" },
-    { virtio_gpu_mapping_mapped, VIRTIO_GPU_MAPPING_UNMAP_STARTED,
-      MAPPED "'unmap-started'*" },
-    { virtio_gpu_mapping_mapped, VIRTIO_GPU_MAPPING_UNMAP_COMPLETED,
-      MAPPED "'unmap-completed'*" },
-    { virtio_gpu_mapping_region_freed, VIRTIO_GPU_MAPPING_NONE,
-      FREED "'none'*" },
-    { virtio_gpu_mapping_region_freed, VIRTIO_GPU_MAPPING_MAPPED,
-      FREED "'mapped'*" },
-    { virtio_gpu_mapping_region_freed, VIRTIO_GPU_MAPPING_UNMAP_COMPLETED,
-      FREED "'unmap-completed'*" },
-    { virtio_gpu_mapping_unmapped, VIRTIO_GPU_MAPPING_NONE,
-      UNMAPPED "'none'*" },
-    { virtio_gpu_mapping_unmapped, VIRTIO_GPU_MAPPING_MAPPED,
-      UNMAPPED "'mapped'*" },
-    { virtio_gpu_mapping_unmapped, VIRTIO_GPU_MAPPING_UNMAP_STARTED,
-      UNMAPPED "'unmap-started'*" },
-};
 
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/virtio-gpu-mapping/transitions", test_transitions);
-    for (size_t i = 0; i < ARRAY_SIZE(impossible); i++) {
-        g_autofree char *name = g_strdup_printf(
-            "/virtio-gpu-mapping/impossible/%zu", i);
-
-        g_test_add_data_func(name, &impossible[i], test_impossible);
-    }
+    g_test_add_func("/virtio-gpu-mapping/impossible", test_impossible);
     g_test_add_func("/virtio-gpu-mapping/orders/one-blob", test_one_blob);
     g_test_add_func("/virtio-gpu-mapping/orders/two-blobs", test_two_blobs);
     return g_test_run();

@@ -32,7 +32,7 @@ static bool unmap(Model *m, ModelBlob *b, bool *suspended)
             return false;
         }
         b->in_renderer = false;
-        virtio_gpu_mapping_unmapped(&b->state);
+        g_assert_true(virtio_gpu_mapping_unmapped(&b->state));
         return true;
     }
     g_assert_not_reached();
@@ -57,7 +57,7 @@ static bool execute(Model *m, const ModelCommand *cmd)
         if (virtio_gpu_mapping_may_map(b->state)) {
             g_assert_false(b->in_renderer || b->in_use);
             b->in_renderer = b->in_guest = b->in_use = true;
-            virtio_gpu_mapping_mapped(&b->state);
+            g_assert_true(virtio_gpu_mapping_mapped(&b->state));
         }
         break;
     case EV_UNMAP:
@@ -127,7 +127,7 @@ static void region_freed(Model *m, ModelBlob *b)
 {
     g_assert_true(b->in_use);
     b->in_use = false;
-    virtio_gpu_mapping_region_freed(&b->state);
+    g_assert_true(virtio_gpu_mapping_region_freed(&b->state));
     m->blocked--;
 }
 

@@ -19,9 +19,13 @@
  * Take @iothread for the virtqueues 0 to @num_queues - 1.  The counterpart
  * for a mapping is iothread_vq_mapping_apply().
  *
+ * Returns: true on success.  False, with @errp set and nothing taken, when
+ * @iothread was deleted.
+ *
  * Context: the BQL is held.
  */
-void iothread_vq_get_all(IOThread *iothread, IOThreadHolderState *holder,
-                         AioContext **vq_aio_context, uint16_t num_queues);
+bool iothread_vq_get_all(IOThread *iothread, IOThreadHolderState *holder,
+                         AioContext **vq_aio_context, uint16_t num_queues,
+                         Error **errp);
 
 #endif /* HW_VIRTIO_IOTHREAD_VQ_HOLDER_H */

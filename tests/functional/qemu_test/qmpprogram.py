@@ -81,10 +81,10 @@ class Client:
             request['id'] = ident
         self.socket.sendall(json.dumps(request).encode() + b'\r\n')
 
-    def fill(self) -> None:
-        """Read what is there."""
+    def fill(self, size: int = 1 << 20) -> None:
+        """Read what is there, up to a size."""
         try:
-            data = self.socket.recv(1 << 20)
+            data = self.socket.recv(size)
             self.buffer += data
             self.closed = self.closed or not data
         except BlockingIOError:

@@ -11,6 +11,7 @@ that it gets to sleep after the main thread has told it to end.  On stock QEMU
 
 import os
 import subprocess
+import time
 
 from qemu_test import QemuSystemTest
 from qemu_test.qmpprogram import (
@@ -19,6 +20,8 @@ from qemu_test.qmpprogram import (
 # How long closing may take, and how long stock QEMU is watched
 SOON = 20.0
 LONG = 3.0
+# How long the main thread has to get to where it waits
+MOMENT = 2.0
 
 
 class Qcow2IOThread(QemuSystemTest):
@@ -59,7 +62,8 @@ class Qcow2IOThread(QemuSystemTest):
         thread = gdb.held()
         self.assertIn('return', client.receive(timeout))
         client.send('blockdev-del', {'node-name': 'disk'}, 1)
-        program.asleep()
+        # Either it is answered at once, or the main thread gets to wait
+        time.sleep(MOMENT)
         gdb.release(thread)
         answer = client.receive(timeout)
         self.assertEqual(answer, {'return': {}, 'id': 1})

@@ -218,6 +218,20 @@ class IOThreadHolders(QemuSystemTest):
         self.check_io('disk1')
         self.check_held('io1', 'disk1')
 
+    def test_stop(self) -> None:
+        """The guest's I/O goes on each time that it was stopped"""
+        self.boot('pc')
+        for disk in ('disk0', 'disk1'):
+            self.guest.run(f'churn {disk}')
+        for _ in range(50):
+            self.wait_writes('disk0')
+            self.wait_writes('disk1')
+            self.vm.cmd('stop')
+            self.check_holders(self.BOTH_DISKS)
+            self.vm.cmd('cont')
+        self.wait_writes('disk0')
+        self.wait_writes('disk1')
+
     def test_reset_unplugs(self) -> None:
         """A reset completes an unplug that the guest has not answered"""
         self.boot('pc')
@@ -262,17 +276,13 @@ class IOThreadHolders(QemuSystemTest):
             if during_io:
                 self.guest.run('churn disk1')
                 self.wait_writes('disk1')
-                self.vm.cmd('device_del', id='disk1')
-            else:
-                # A stopped guest cannot answer.  Not during I/O: QEMU may
-                # lose the interrupt for a request that completes while it
-                # stops, and then the guest waits for that for ever.
-                self.vm.cmd('stop')
-                self.vm.cmd('device_del', id='disk1')
-                self.check_held('io0', 'disk0', 'disk1')
-                self.check_held('io1', 'disk1')
-                self.check_holders(self.BOTH_DISKS)
-                self.vm.cmd('cont')
+            # A stopped guest cannot answer
+            self.vm.cmd('stop')
+            self.vm.cmd('device_del', id='disk1')
+            self.check_held('io0', 'disk0', 'disk1')
+            self.check_held('io1', 'disk1')
+            self.check_holders(self.BOTH_DISKS)
+            self.vm.cmd('cont')
             if patient:
                 self.guest.run('disk disk1')
                 self.check_held('io1', 'disk1')

@@ -1,0 +1,384 @@
+#!/usr/bin/env python3
+#
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""
+QMP clients: each gets its own answers, and all of them
+
+A FIFO as the configuration of blkdebug keeps the main thread busy for as long
+as a test likes, while the monitors' thread goes on.
+"""
+
+import array
+import contextlib
+import json
+import os
+import random
+import select
+import socket
+import subprocess
+import time
+from typing import Any, Dict, Iterator, List, Optional
+
+from qemu_test import QemuSystemTest
+
+Json = Dict[str, Any]
+
+PATIENCE = 30.0
+STREAMS = int(os.environ.get('QMP_CLIENTS_STREAMS', 150))
+
+
+class Client:
+    """One connection to a monitor."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.socket = connection
+        self.socket.settimeout(PATIENCE)
+        self.stream = self.socket.makefile('rb')
+
+    def close(self) -> None:
+        """Go away."""
+        self.stream.close()
+        self.socket.close()
+
+    def send(self, command: str, arguments: Optional[Json] = None,
+             ident: Any = None, oob: bool = False,
+             files: Optional[List[int]] = None) -> None:
+        """Send a command."""
+        request: Json = {'exec-oob' if oob else 'execute': command}
+        if arguments is not None:
+            request['arguments'] = arguments
+        if ident is not None:
+            request['id'] = ident
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS,
+                   array.array('i', files))] if files else []
+        data = json.dumps(request).encode() + b'\n'
+        self.socket.sendall(data[self.socket.sendmsg([data], rights):])
+
+    def receive(self) -> Json:
+        """Return the next message; EOFError if there is none."""
+        line = self.stream.readline()
+        if not line:
+            raise EOFError
+        message: Json = json.loads(line)
+        return message
+
+    def answer(self, ident: Any = None) -> Json:
+        """Return the next answer, or that to one command."""
+        while True:
+            message = self.receive()
+            if 'event' not in message and (ident is None or
+                                           message.get('id') == ident):
+                return message
+
+    def negotiate(self, oob: bool = False) -> None:
+        """Do what every client does first."""
+        assert 'QMP' in self.receive()
+        self.send('qmp_capabilities', {'enable': ['oob'] if oob else []}, 0)
+        assert self.answer(0) == {'return': {}, 'id': 0}
+
+    def silent(self, seconds: float = 0.3) -> bool:
+        """Tell whether nothing comes for a while."""
+        return not select.select([self.socket], [], [], seconds)[0]
+
+
+class Program:
+    """A process with two monitors; the first one is kept busy."""
+
+    def __init__(self, binary: str, folder: str, server: str = '') -> None:
+        os.makedirs(folder)
+        self.fifo = os.path.join(folder, 'fifo')
+        os.mkfifo(self.fifo)
+        self.paths = [os.path.join(folder, name) for name in ('a', 'b')]
+        daemon = 'storage-daemon' in binary
+        dash = '--' if daemon else '-'
+        command = [binary] + ([] if daemon else [
+            '-accel', 'qtest', '-machine', 'none', '-nodefaults', '-display',
+            'none'])
+        for name, path in zip('ab', self.paths):
+            command += [f'{dash}chardev', f'socket,id={name},' + (
+                f'path={server},server=off,reconnect-ms=1'
+                if server and name == 'b' else
+                f'path={path},server=on,wait=off')]
+            command += (['--monitor', f'chardev={name}'] if daemon else
+                        ['-mon', f'chardev={name},mode=control'])
+        self.process = subprocess.Popen(  # pylint: disable=R1732
+            command, stdin=subprocess.DEVNULL)
+        self.main = self.connect(0)
+        self.main.negotiate()
+
+    def connect(self, number: int = 1) -> Client:
+        """Connect to a monitor."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            connection = socket.socket(socket.AF_UNIX)
+            try:
+                connection.connect(self.paths[number])
+                return Client(connection)
+            except OSError:
+                connection.close()
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
+
+    @contextlib.contextmanager
+    def busy(self, client: Optional[Client] = None) -> Iterator[None]:
+        """Keep the main thread busy, with a command of a client."""
+        (client or self.main).send('blockdev-add', {
+            'driver': 'blkdebug', 'node-name': 'node', 'config': self.fifo,
+            'image': {'driver': 'null-co'}}, 'busy')
+        # This waits for the main thread to open it, too
+        with open(self.fifo, 'wb'):
+            yield
+        if not client:
+            self.main.answer('busy')
+            self.main.send('blockdev-del', {'node-name': 'node'}, 'del')
+            self.main.answer('del')
+
+    def end(self) -> None:
+        """End it."""
+        self.main.close()
+        self.process.kill()
+        self.process.wait()
+
+
+class QmpClients(QemuSystemTest):
+    """One test per thing that may go wrong."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.count = 0
+        daemon = os.path.join(os.path.dirname(self.qemu_bin),
+                              'storage-daemon/qemu-storage-daemon')
+        self.programs = [self.qemu_bin] + [daemon] * os.access(daemon, os.X_OK)
+
+    def start(self, binary: str, server: str = '') -> Program:
+        """Start a program."""
+        self.count += 1
+        program = Program(binary, os.path.join(
+            self.socket_dir().name, str(self.count)), server)
+        self.addCleanup(program.end)
+        return program
+
+    def client(self, program: Program) -> Client:
+        """Connect to the second monitor of a program."""
+        client = program.connect()
+        self.addCleanup(client.close)
+        return client
+
+    def check_next(self, client: Client, seconds: float = 0.3) -> None:
+        """Check that a client is greeted, and gets nothing else."""
+        self.assertIn('QMP', client.receive())
+        self.assertTrue(client.silent(seconds))
+        client.send('query-version', ident=3)
+        self.assertIn('error', client.answer(3))
+        client.send('qmp_capabilities', ident=4)
+        self.assertEqual(client.receive(), {'return': {}, 'id': 4})
+        client.send('query-version', ident=5)
+        self.assertIn('return', client.answer(5))
+
+    def test_next(self) -> None:
+        """The next client does not get an answer to the one before"""
+        for binary in self.programs:
+            for oob in (False, True):
+                with self.subTest(binary, oob=oob):
+                    program = self.start(binary)
+                    first = self.client(program)
+                    first.negotiate(oob)
+                    with program.busy(first):
+                        first.close()
+                        second = self.client(program)
+                        self.assertIn('QMP', second.receive())
+                    self.assertTrue(second.silent())
+                    second.close()
+                    self.check_next(self.client(program))
+
+    def test_next_reconnect(self) -> None:
+        """The same when QEMU is the one that connects"""
+        for binary in self.programs:
+            with self.subTest(binary), socket.socket(socket.AF_UNIX) as server:
+                path = os.path.join(self.socket_dir().name, f's{self.count}')
+                server.bind(path)
+                server.listen()
+                server.settimeout(PATIENCE)
+                program = self.start(binary, path)
+                first = Client(server.accept()[0])
+                first.negotiate()
+                with program.busy(first):
+                    first.close()
+                    second = Client(server.accept()[0])
+                    self.addCleanup(second.close)
+                    self.assertIn('QMP', second.receive())
+                self.assertTrue(second.silent())
+
+    def test_half(self) -> None:
+        """The next client does not get the second half of an answer"""
+        for binary in self.programs:
+            with self.subTest(binary):
+                program = self.start(binary)
+                for _ in range(10):
+                    first = program.connect()
+                    first.negotiate()
+                    for _ in range(4):
+                        first.send('query-qmp-schema')
+                    first.socket.recv(1)
+                    first.close()
+                    second = program.connect()
+                    self.check_next(second, 0.05)
+                    second.close()
+
+    def test_two_messages(self) -> None:
+        """A byte may end two messages"""
+        for binary in self.programs:
+            with self.subTest(binary):
+                program = self.start(binary)
+                client = self.client(program)
+                client.negotiate(oob=True)
+                with program.busy():
+                    for number in range(7):
+                        client.send('query-version', ident=number)
+                    client.socket.sendall(b'1]')
+                    time.sleep(0.2)
+                for number in range(7):
+                    self.assertEqual(client.receive()['id'], number)
+                self.assertIn('error', client.receive())
+                self.assertIn('error', client.receive())
+                client.close()
+
+                client = self.client(program)
+                client.negotiate()
+                with program.busy():
+                    client.socket.sendall(b'1]')
+                    time.sleep(0.2)
+                    client.close()
+                    time.sleep(0.2)
+                self.check_next(self.client(program))
+
+    def test_descriptors(self) -> None:
+        """A descriptor belongs to the command that it came with"""
+        program = self.start(self.qemu_bin)
+        names = [self.scratch_file(f'file{number}') for number in range(6)]
+        for oob in (False, True):
+            client = self.client(program)
+            client.negotiate(oob)
+            with program.busy():
+                for number, name in enumerate(names):
+                    client.send('query-version')
+                    with open(name, 'wb') as stream:
+                        client.send('add-fd', {'fdset-id': number}, number,
+                                    files=[stream.fileno()])
+                time.sleep(0.2)
+            for number, name in enumerate(names):
+                answer = client.answer(number)['return']
+                self.assertEqual(answer['fdset-id'], number)
+                self.assertEqual(os.readlink(
+                    f'/proc/{program.process.pid}/fd/{answer["fd"]}'), name)
+            for number in range(len(names)):
+                client.send('remove-fd', {'fdset-id': number}, 'remove')
+                self.assertIn('return', client.answer('remove'))
+            client.send('add-fd', ident='none')
+            self.assertIn('error', client.answer('none'))
+            client.close()
+        # None is left, whoever was to take it
+        client = self.client(program)
+        client.negotiate()
+        with open(names[0], 'wb') as stream:
+            client.send('query-version', ident=1, files=[stream.fileno()])
+        client.answer(1)
+        client.close()
+        self.client(program).negotiate()
+        files = [os.readlink(f'/proc/{program.process.pid}/fd/{number}')
+                 for number in os.listdir(f'/proc/{program.process.pid}/fd')]
+        self.assertFalse(set(files) & set(names))
+
+    def test_pipe(self) -> None:
+        """All commands are executed before the end of input"""
+        for binary in self.programs:
+            with self.subTest(binary):
+                daemon = 'storage-daemon' in binary
+                commands = [{'execute': 'qmp_capabilities'}] + [
+                    {'execute': 'query-version', 'id': number}
+                    for number in range(200)] + [
+                        {'execute': 'quit', 'id': 200}]
+                found = subprocess.run([binary] + (
+                    ['--chardev', 'stdio,id=c', '--monitor', 'c'] if daemon
+                    else ['-machine', 'none', '-nodefaults', '-display',
+                          'none', '-qmp', 'stdio']),
+                    input=''.join(map(json.dumps, commands)),
+                    stdout=subprocess.PIPE, encoding='utf8', check=True,
+                    timeout=PATIENCE)
+                messages = map(json.loads, found.stdout.splitlines())
+                self.assertEqual(
+                    [message['id'] for message in messages if 'id' in message],
+                    list(range(201)))
+
+    def test_long(self) -> None:
+        """A long command does not take long"""
+        program = self.start(self.qemu_bin)
+        begin = time.monotonic()
+        program.main.send('query-version', ident='x' * (1 << 20))
+        program.main.answer('x' * (1 << 20))
+        self.assertLess(time.monotonic() - begin, 3)
+
+    @staticmethod
+    def random_stream(rng: random.Random, oob: bool) -> bytes:
+        """Return commands and garbage, and an end that is recognized."""
+        kinds = [
+            lambda n: b'{"execute": "query-version", "id": %d}' % n,
+            lambda n: b'{"execute": "query-jobs", "id": "%d \\u1234{}"}' % n,
+            lambda n: b'{"execute": "no-such-command", "id": [%d, {}]}' % n,
+            lambda n: b'{"id": %d}' % n,
+            lambda n: b'1]',
+            lambda n: b'[%d, "}"]' % n,
+            lambda n: b'nonsense',
+            lambda n: b'"a\x01',
+            lambda n: b'{"execute": \xff\xff',
+            lambda n: b'}',
+        ]
+        if oob:
+            kinds.append(lambda n: b'{"exec-oob": "query-yank", "id": %d}' % n)
+        return b''.join(
+            rng.choice(kinds)(n) + rng.choice([b'', b'\n', b' \r\n\t'])
+            for n in range(rng.randint(1, 30))) + (
+                b'\xff\xff{"execute": "query-version", "id": "end"}')
+
+    def run_stream(self, program: Program, data: bytes, oob: bool,
+                   cuts: List[int]) -> List[List[Json]]:
+        """Return what comes in band and out of band of a stream."""
+        client = program.connect()
+        client.negotiate(oob)
+        for begin, end in zip([0] + cuts, cuts + [len(data)]):
+            client.socket.sendall(data[begin:end])
+        found: List[List[Json]] = [[], []]
+        while not found[0] or found[0][-1].get('id') != 'end':
+            message = client.receive()
+            found['return' in message and
+                  isinstance(message['return'], list) and
+                  isinstance(message.get('id'), int)].append(message)
+        client.close()
+        return found
+
+    def test_streams(self) -> None:
+        """It does not matter how input is cut into pieces"""
+        seed = int(os.environ.get('QMP_CLIENTS_SEED') or
+                   random.randrange(1 << 32))
+        self.log.info('seed %d', seed)
+        rng = random.Random(seed)
+        program = self.start(self.qemu_bin)
+        for number in range(STREAMS):
+            oob = rng.random() < 0.5
+            data = self.random_stream(rng, oob)
+            cuts = sorted(rng.choices(range(len(data)),
+                                      k=rng.choice([0, 1, 5, 20])))
+            expected = self.run_stream(program, data, oob,
+                                       list(range(1, len(data))))
+            self.assertEqual(self.run_stream(program, data, oob, cuts),
+                             expected, f'seed {seed}, stream {number}: {data}')
+            # Leave in the middle
+            client = program.connect()
+            client.negotiate(oob)
+            client.socket.sendall(data[:rng.randrange(len(data))])
+            client.close()
+
+
+if __name__ == '__main__':
+    QemuSystemTest.main()

@@ -1,0 +1,1056 @@
+/*
+ * What a hostile guest does to virtio devices, and what must not happen then
+ *
+ * The test is the guest's driver: it writes rings and registers itself, as no
+ * correct driver would. Tests whose name ends in -stock do the same to the
+ * binary that QTEST_QEMU_STOCK_BINARY names, and show how it fails; they are
+ * skipped where that is not set.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include <sys/resource.h>
+#include "libqtest.h"
+#include "libqos/libqos.h"
+#include "libqos/pci-pc.h"
+#include "libqos/virtio-pci.h"
+#include "qemu/bswap.h"
+#include "qemu/cutils.h"
+#include "qobject/qdict.h"
+#include "qobject/qjson.h"
+#include "qobject/qlist.h"
+#include "standard-headers/linux/virtio_blk.h"
+#include "standard-headers/linux/virtio_config.h"
+#include "standard-headers/linux/virtio_net.h"
+#include "standard-headers/linux/virtio_pci.h"
+#include "standard-headers/linux/virtio_ring.h"
+#include "hw/pci/pci_regs.h"
+
+#define STOCK_BINARY "QTEST_QEMU_STOCK_BINARY"
+
+#define RAM_SIZE (64 * 1024 * 1024)
+#define PAGE 0x1000
+
+/* Guest physical addresses */
+#define RINGS 0x100000
+#define RING_SIZE 0x10000
+#define BUFFERS 0x800000
+#define MSI 0x1000
+
+#define PACKED (1ull << VIRTIO_F_RING_PACKED)
+#define IN_ORDER (1ull << VIRTIO_F_IN_ORDER)
+#define INDIRECT (1ull << VIRTIO_RING_F_INDIRECT_DESC)
+#define EVENT_IDX (1ull << VIRTIO_RING_F_EVENT_IDX)
+
+#define PACKED_AVAIL (1 << VRING_PACKED_DESC_F_AVAIL)
+
+typedef struct Queue {
+    uint64_t desc, avail, used;
+    uint64_t kick;
+    uint16_t size;
+    uint16_t next;      /* avail index of a split ring */
+} Queue;
+
+typedef struct Dev {
+    QTestState *s;
+    QPCIBus *bus;
+    QVirtioPCIDevice *pci;
+    Queue q[4];
+} Dev;
+
+/* The QEMU that was started last */
+static pid_t qemu_pid;
+
+/* --- The driver ---------------------------------------------------------- */
+
+#define COMMON(field) offsetof(struct virtio_pci_common_cfg, field)
+
+static void write8(Dev *d, uint64_t field, uint8_t value)
+{
+    qpci_io_writeb(d->pci->pdev, d->pci->bar,
+                   d->pci->common_cfg_offset + field, value);
+}
+
+static void write16(Dev *d, uint64_t field, uint16_t value)
+{
+    qpci_io_writew(d->pci->pdev, d->pci->bar,
+                   d->pci->common_cfg_offset + field, value);
+}
+
+static void write32(Dev *d, uint64_t field, uint32_t value)
+{
+    qpci_io_writel(d->pci->pdev, d->pci->bar,
+                   d->pci->common_cfg_offset + field, value);
+}
+
+static void write64(Dev *d, uint64_t field, uint64_t value)
+{
+    write32(d, field, value);
+    write32(d, field + 4, value >> 32);
+}
+
+static uint16_t read16(Dev *d, uint64_t field)
+{
+    return qpci_io_readw(d->pci->pdev, d->pci->bar,
+                         d->pci->common_cfg_offset + field);
+}
+
+static uint8_t get_status(Dev *d)
+{
+    return qpci_io_readb(d->pci->pdev, d->pci->bar,
+                         d->pci->common_cfg_offset + COMMON(device_status));
+}
+
+static uint64_t get_features(Dev *d)
+{
+    uint64_t features = 0;
+
+    for (int i = 0; i < 2; i++) {
+        write32(d, COMMON(device_feature_select), i);
+        features |= (uint64_t)qpci_io_readl(
+            d->pci->pdev, d->pci->bar,
+            d->pci->common_cfg_offset + COMMON(device_feature)) << (32 * i);
+    }
+    return features;
+}
+
+/* Up to FEATURES_OK, with VERSION_1 and what of @want is offered */
+static void start_driver(Dev *d, uint64_t want)
+{
+    uint64_t features;
+
+    write8(d, COMMON(device_status), 0);
+    write8(d, COMMON(device_status), VIRTIO_CONFIG_S_ACKNOWLEDGE |
+                                     VIRTIO_CONFIG_S_DRIVER);
+    features = get_features(d) & (want | 1ull << VIRTIO_F_VERSION_1);
+    g_assert_cmphex(want & ~features, ==, 0);
+    for (int i = 0; i < 2; i++) {
+        write32(d, COMMON(guest_feature_select), i);
+        write32(d, COMMON(guest_feature), features >> (32 * i));
+    }
+    write8(d, COMMON(device_status), VIRTIO_CONFIG_S_ACKNOWLEDGE |
+                                     VIRTIO_CONFIG_S_DRIVER |
+                                     VIRTIO_CONFIG_S_FEATURES_OK);
+    g_assert_cmphex(get_status(d) & VIRTIO_CONFIG_S_FEATURES_OK, !=, 0);
+}
+
+static void setup_queue(Dev *d, int index, int size)
+{
+    Queue *q = &d->q[index];
+    uint16_t off;
+
+    q->desc = RINGS + index * RING_SIZE;
+    q->avail = q->desc + 4 * PAGE;
+    q->used = q->desc + 8 * PAGE;
+    q->next = 0;
+    qtest_memset(d->s, q->desc, 0, RING_SIZE);
+
+    write16(d, COMMON(queue_select), index);
+    if (size) {
+        write16(d, COMMON(queue_size), size);
+    }
+    q->size = read16(d, COMMON(queue_size));
+    if (!size) {
+        /* The transport only knows what has been written */
+        write16(d, COMMON(queue_size), q->size);
+    }
+    write64(d, COMMON(queue_desc_lo), q->desc);
+    write64(d, COMMON(queue_avail_lo), q->avail);
+    write64(d, COMMON(queue_used_lo), q->used);
+    off = read16(d, COMMON(queue_notify_off));
+    write16(d, COMMON(queue_enable), 1);
+    q->kick = d->pci->notify_cfg_offset + off * d->pci->notify_off_multiplier;
+}
+
+static void driver_ok(Dev *d)
+{
+    write8(d, COMMON(device_status), VIRTIO_CONFIG_S_ACKNOWLEDGE |
+                                     VIRTIO_CONFIG_S_DRIVER |
+                                     VIRTIO_CONFIG_S_FEATURES_OK |
+                                     VIRTIO_CONFIG_S_DRIVER_OK);
+}
+
+/* Queue @index interrupts by a write of 1 + @index to MSI + 4 * @index */
+static void setup_msix(Dev *d, int index)
+{
+    QPCIDevice *pdev = d->pci->pdev;
+    uint64_t entry;
+
+    if (!pdev->msix_enabled) {
+        qpci_msix_enable(pdev);
+    }
+    entry = pdev->msix_table_off + index * PCI_MSIX_ENTRY_SIZE;
+    qpci_io_writel(pdev, pdev->msix_table_bar,
+                   entry + PCI_MSIX_ENTRY_LOWER_ADDR, MSI + 4 * index);
+    qpci_io_writel(pdev, pdev->msix_table_bar,
+                   entry + PCI_MSIX_ENTRY_UPPER_ADDR, 0);
+    qpci_io_writel(pdev, pdev->msix_table_bar,
+                   entry + PCI_MSIX_ENTRY_DATA, 1 + index);
+    qpci_io_writel(pdev, pdev->msix_table_bar,
+                   entry + PCI_MSIX_ENTRY_VECTOR_CTRL, 0);
+    qtest_writel(d->s, MSI + 4 * index, 0);
+    write16(d, COMMON(queue_select), index);
+    write16(d, COMMON(queue_msix_vector), index);
+}
+
+static void kick(Dev *d, int index)
+{
+    qpci_io_writew(d->pci->pdev, d->pci->bar, d->q[index].kick, index);
+}
+
+static Dev *dev_new(const char *binary, const char *args)
+{
+    g_autofree char *full = g_strdup_printf(
+        "-machine pc -m 64M -nodefaults -object iothread,id=io0 "
+        "-blockdev null-co,node-name=n,size=1048576,read-zeroes=on %s", args);
+    QPCIAddress addr = { .devfn = QPCI_DEVFN(4, 0) };
+    Dev *d = g_new0(Dev, 1);
+
+    d->s = qtest_init_ext(binary, full, NULL, true);
+    qemu_pid = qtest_pid(d->s);
+    d->bus = qpci_new_pc(d->s, NULL);
+    d->pci = virtio_pci_new(d->bus, &addr);
+    g_assert_nonnull(d->pci);
+    qvirtio_pci_device_enable(d->pci);
+    return d;
+}
+
+static void dev_free(Dev *d)
+{
+    qtest_quit(d->s);
+    g_free(d->pci->pdev);
+    g_free(d->pci);
+    qpci_free_pc(d->bus);
+    g_free(d);
+}
+
+/* QEMU answers, and has not been hurt */
+static void assert_alive(Dev *d)
+{
+    qtest_qmp_assert_success(d->s, "{ 'execute': 'query-status' }");
+}
+
+static void wait_status(Dev *d, uint8_t bit)
+{
+    for (int i = 0; i < 5000 && !(get_status(d) & bit); i++) {
+        g_usleep(1000);
+    }
+    g_assert_cmphex(get_status(d) & bit, !=, 0);
+}
+
+typedef struct Buffer {
+    uint64_t addr;
+    uint32_t len;
+    uint16_t flags;
+} Buffer;
+
+/* A chain of a split ring at descriptor @head, not yet available */
+static void write_chain(Dev *d, int index, int head, const Buffer *b, int n)
+{
+    Queue *q = &d->q[index];
+
+    for (int i = 0; i < n; i++) {
+        struct vring_desc desc = {
+            .addr = cpu_to_le64(b[i].addr),
+            .len = cpu_to_le32(b[i].len),
+            .flags = cpu_to_le16(b[i].flags |
+                                 (i + 1 < n ? VRING_DESC_F_NEXT : 0)),
+            .next = cpu_to_le16(head + i + 1),
+        };
+
+        qtest_memwrite(d->s, q->desc + (head + i) * sizeof(desc), &desc,
+                       sizeof(desc));
+    }
+}
+
+static void make_available(Dev *d, int index, int head)
+{
+    Queue *q = &d->q[index];
+
+    qtest_writew(d->s, q->avail + 4 + 2 * (q->next % q->size), head);
+    qtest_writew(d->s, q->avail + 2, ++q->next);
+}
+
+static uint16_t used_idx(Dev *d, int index)
+{
+    return qtest_readw(d->s, d->q[index].used + 2);
+}
+
+static void wait_used(Dev *d, int index, uint16_t idx)
+{
+    for (int i = 0; i < 500 && used_idx(d, index) != idx; i++) {
+        g_usleep(10 * 1000);
+    }
+    g_assert_cmpint(used_idx(d, index), ==, idx);
+}
+
+static void write_packed(Dev *d, int index, int i, uint64_t addr, uint32_t len,
+                         uint16_t id, uint16_t flags)
+{
+    struct vring_packed_desc desc = {
+        .addr = cpu_to_le64(addr),
+        .len = cpu_to_le32(len),
+        .id = cpu_to_le16(id),
+        .flags = cpu_to_le16(flags),
+    };
+
+    qtest_memwrite(d->s, d->q[index].desc + i * sizeof(desc), &desc,
+                   sizeof(desc));
+}
+
+/* --- How stock fails ----------------------------------------------------- */
+
+/*
+ * Returns true in a subprocess that is to take stock QEMU to its death. In the
+ * test itself, runs that and checks that it fails.
+ */
+static bool dies_with_stock(void)
+{
+    if (!getenv(STOCK_BINARY)) {
+        g_test_skip(STOCK_BINARY " is not set");
+        return false;
+    }
+    if (g_test_subprocess()) {
+        return true;
+    }
+    g_test_trap_subprocess(NULL, 60 * G_USEC_PER_SEC, 0);
+    g_test_trap_assert_failed();
+    return false;
+}
+
+typedef void TestFunc(const char *binary);
+
+static void run(gconstpointer func)
+{
+    TestFunc *test = func;
+
+    test(NULL);
+}
+
+static void run_stock(gconstpointer func)
+{
+    TestFunc *test = func;
+
+    if (dies_with_stock()) {
+        test(STOCK_BINARY);
+    }
+}
+
+static void too_long(int signal)
+{
+    kill(qemu_pid, SIGKILL);
+    _exit(1);
+}
+
+static void run_stock_hangs(gconstpointer func)
+{
+    TestFunc *test = func;
+
+    if (dies_with_stock()) {
+        signal(SIGALRM, too_long);
+        alarm(6);
+        test(STOCK_BINARY);
+    }
+}
+
+static void add_both(const char *name, TestFunc *test,
+                     void (*stock_run)(gconstpointer))
+{
+    g_autofree char *path = g_strdup_printf("/virtio-hardening/%s", name);
+    g_autofree char *stock = g_strdup_printf("%s-stock", path);
+
+    qtest_add_data_func(path, test, run);
+    qtest_add_data_func(stock, test, stock_run);
+}
+
+static void add(const char *name, TestFunc *test)
+{
+    add_both(name, test, run_stock);
+}
+
+/* --- virtio-scsi --------------------------------------------------------- */
+
+#define SCSI_IOTHREAD "-device virtio-scsi-pci,id=scsi,addr=4,num_queues=1," \
+                      "iothread=io0,disable-legacy=on "
+#define SCSI_DISK "-device scsi-hd,id=disk,drive=n,bus=scsi.0,scsi-id=1 "
+#define CTRL 0
+#define CMD 2
+#define CDB_SIZE 24 /* in the configuration */
+
+typedef struct QEMU_PACKED ScsiCmd {
+    uint8_t lun[8];
+    uint64_t tag;
+    uint8_t attr, prio, crn;
+    uint8_t cdb[32];
+} ScsiCmd;
+
+static const ScsiCmd test_unit_ready = {
+    .lun = { 1, 1, 0x40 },
+    .tag = 7,
+};
+
+static Dev *scsi_new(const char *binary, const char *args)
+{
+    Dev *d = dev_new(binary, args);
+
+    start_driver(d, 0);
+    for (int i = 0; i < 3; i++) {
+        setup_queue(d, i, 256);
+    }
+    return d;
+}
+
+/* A vCPU changes the size of CDBs while an IOThread takes requests */
+static void test_scsi_cdb_size(const char *binary)
+{
+    Dev *d = scsi_new(binary, SCSI_IOTHREAD SCSI_DISK);
+    uint64_t cdb_size = d->pci->device_cfg_offset + CDB_SIZE;
+    gint64 end = g_get_monotonic_time() + (binary ? 15 : 4) * G_USEC_PER_SEC;
+    Buffer chain[] = {
+        { BUFFERS, 19 + 255, 0 },
+        { BUFFERS + PAGE, 200, VRING_DESC_F_WRITE },
+    };
+    QPCIDevice *pdev = d->pci->pdev;
+
+    driver_ok(d);
+    qtest_memset(d->s, BUFFERS, 'A', PAGE);
+    qtest_memwrite(d->s, BUFFERS, &test_unit_ready, sizeof(test_unit_ready));
+    for (int i = 0; i < 126; i++) {
+        write_chain(d, CMD, 2 * i, chain, 2);
+    }
+    qpci_io_writel(pdev, d->pci->bar, cdb_size, 32);
+
+    do {
+        Queue *q = &d->q[CMD];
+
+        for (int i = 0; i < 126; i++) {
+            qtest_writew(d->s, q->avail + 4 + 2 * (q->next++ % q->size), 2 * i);
+        }
+        qtest_writew(d->s, q->avail + 2, q->next);
+        kick(d, CMD);
+        for (int i = 0; i < 24; i++) {
+            qpci_io_writel(pdev, d->pci->bar, cdb_size, 255);
+            qpci_io_writel(pdev, d->pci->bar, cdb_size, 32);
+        }
+        wait_used(d, CMD, q->next);
+    } while (g_get_monotonic_time() < end);
+    assert_alive(d);
+    dev_free(d);
+}
+
+/* Memory that QEMU has, in KiB */
+static unsigned long resident(Dev *d)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/statm", qtest_pid(d->s));
+    g_autofree char *statm = NULL;
+    unsigned long pages;
+
+    g_assert_true(g_file_get_contents(path, &statm, NULL, NULL));
+    g_assert_cmpint(sscanf(statm, "%*u %lu", &pages), ==, 1);
+    return pages * (sysconf(_SC_PAGESIZE) / 1024);
+}
+
+/* Good commands that come with a bad one are not leaked */
+static void test_scsi_leak(const char *binary)
+{
+    Dev *d = scsi_new(binary, SCSI_IOTHREAD SCSI_DISK);
+    Buffer good[] = {
+        { BUFFERS, sizeof(ScsiCmd), 0 },
+        { BUFFERS + PAGE, 200, VRING_DESC_F_WRITE },
+    };
+    Buffer bad[] = {
+        { BUFFERS, 4, 0 },
+        { BUFFERS + PAGE, 200, VRING_DESC_F_WRITE },
+    };
+    uint16_t ring[200] = { 0 };
+    unsigned long before = 0;
+
+    ring[ARRAY_SIZE(ring) - 1] = cpu_to_le16(2);
+    qtest_memwrite(d->s, BUFFERS, &test_unit_ready, sizeof(test_unit_ready));
+    for (int i = 0; i < 60; i++) {
+        driver_ok(d);
+        write_chain(d, CMD, 0, good, 2);
+        write_chain(d, CMD, 2, bad, 2);
+        qtest_memwrite(d->s, d->q[CMD].avail + 4, ring, sizeof(ring));
+        qtest_writew(d->s, d->q[CMD].avail + 2, ARRAY_SIZE(ring));
+        kick(d, CMD);
+        wait_status(d, VIRTIO_CONFIG_S_NEEDS_RESET);
+
+        start_driver(d, 0);
+        for (int k = 0; k < 3; k++) {
+            setup_queue(d, k, 256);
+        }
+        if (i == 9) {
+            before = resident(d);
+        }
+    }
+    /* 50 batches of 199, of more than 600 bytes each */
+    g_assert_cmpint(resident(d), <, before + 2 * 1024);
+    dev_free(d);
+}
+
+/* QEMU can open @count further descriptors; -1: as many as before */
+static void limit_descriptors(Dev *d, int count)
+{
+    struct rlimit limits;
+    int n;
+
+    g_assert_cmpint(prlimit(qtest_pid(d->s), RLIMIT_NOFILE, NULL, &limits),
+                    ==, 0);
+    for (n = 0; count >= 0; n++) {
+        g_autofree char *path = g_strdup_printf("/proc/%d/fd/%d",
+                                                qtest_pid(d->s), n);
+
+        if (!g_file_test(path, G_FILE_TEST_IS_SYMLINK) && count-- == 0) {
+            break;
+        }
+    }
+    limits.rlim_cur = n ? n : limits.rlim_max;
+    g_assert_cmpint(prlimit(qtest_pid(d->s), RLIMIT_NOFILE, &limits, NULL),
+                    ==, 0);
+}
+
+/* CPU time of QEMU, in clock ticks */
+static unsigned long cpu_time(Dev *d)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/stat", qtest_pid(d->s));
+    g_autofree char *stat = NULL;
+    unsigned long user, system;
+
+    g_assert_true(g_file_get_contents(path, &stat, NULL, NULL));
+    g_assert_cmpint(sscanf(strrchr(stat, ')') + 1, " %*c %*d %*d %*d %*d %*d "
+                           "%*u %*u %*u %*u %*u %lu %lu", &user, &system),
+                    ==, 2);
+    return user + system;
+}
+
+/* The data plane cannot start; then a drained section, and a reset */
+static void test_scsi_no_ioeventfd(const char *binary)
+{
+    Dev *d = scsi_new(binary, SCSI_IOTHREAD SCSI_DISK);
+    unsigned long before;
+
+    /* enough for guest notifiers, but not for all host notifiers */
+    limit_descriptors(d, 5);
+    driver_ok(d);
+    limit_descriptors(d, -1);
+
+    /* this drains */
+    qtest_qmp_assert_success(
+        d->s, "{ 'execute': 'block_set_io_throttle', 'arguments': {"
+        " 'id': 'disk', 'bps': 0, 'bps_rd': 0, 'bps_wr': 0,"
+        " 'iops': 1000, 'iops_rd': 0, 'iops_wr': 0 } }");
+    before = cpu_time(d);
+    g_usleep(500 * 1000);
+    g_assert_cmpint(cpu_time(d) - before, <, 25 * sysconf(_SC_CLK_TCK) / 100);
+
+    /* it starts at the next attempt, and stops */
+    for (int i = 0; i < 2; i++) {
+        start_driver(d, 0);
+        for (int k = 0; k < 3; k++) {
+            setup_queue(d, k, 256);
+        }
+        driver_ok(d);
+    }
+    assert_alive(d);
+    dev_free(d);
+}
+
+typedef struct QEMU_PACKED ScsiTmf {
+    uint32_t type, subtype;
+    uint8_t lun[8];
+    uint64_t tag;
+} ScsiTmf;
+
+/* A TMF for all queues is answered with an interrupt without ioeventfd */
+static void test_scsi_tmf_no_ioeventfd(const char *binary)
+{
+    Dev *d = scsi_new(binary, SCSI_IOTHREAD SCSI_DISK);
+    ScsiTmf tmf = {
+        .subtype = cpu_to_le32(1), /* ABORT_TASK_SET */
+        .lun = { 1, 1, 0x40 },
+    };
+    Buffer chain[] = {
+        { BUFFERS, sizeof(tmf), 0 },
+        { BUFFERS + PAGE, 1, VRING_DESC_F_WRITE },
+    };
+
+    setup_msix(d, CTRL);
+    limit_descriptors(d, 0);
+    driver_ok(d);
+    limit_descriptors(d, -1);
+
+    qtest_memwrite(d->s, BUFFERS, &tmf, sizeof(tmf));
+    write_chain(d, CTRL, 0, chain, 2);
+    for (int i = 0; i < 200; i++) {
+        int tries = 0;
+
+        qtest_writel(d->s, MSI + 4 * CTRL, 0);
+        qtest_writeb(d->s, BUFFERS + PAGE, 0xff);
+        make_available(d, CTRL, 0);
+        kick(d, CTRL);
+        while (!qtest_readl(d->s, MSI + 4 * CTRL) && tries++ < 300) {
+            g_usleep(10 * 1000);
+        }
+        g_assert_cmpint(qtest_readl(d->s, MSI + 4 * CTRL), ==, 1 + CTRL);
+        g_assert_cmpint(used_idx(d, CTRL), ==, i + 1);
+        g_assert_cmpint(qtest_readb(d->s, BUFFERS + PAGE), ==, 0);
+    }
+    dev_free(d);
+}
+
+/* --- virtio-blk ---------------------------------------------------------- */
+
+#define BLK "-device virtio-blk-pci,id=blk,addr=4,drive=n,disable-legacy=on"
+
+typedef struct QEMU_PACKED BlkHeader {
+    uint32_t type, ioprio;
+    uint64_t sector;
+} BlkHeader;
+
+/* An answer of 16 bytes, for which there is one: the last of RAM */
+static void test_blk_scsi_cmd(const char *binary)
+{
+    Dev *d = dev_new(binary, BLK);
+    BlkHeader header = { .type = cpu_to_le32(VIRTIO_BLK_T_SCSI_CMD) };
+    Buffer chain[] = {
+        { BUFFERS, sizeof(header), 0 },
+        { BUFFERS, 16, 0 },
+        { BUFFERS + PAGE, 96, VRING_DESC_F_WRITE },
+        { RAM_SIZE - 1, 1, VRING_DESC_F_WRITE },
+        { BUFFERS + 2 * PAGE, 1, VRING_DESC_F_WRITE },
+    };
+
+    start_driver(d, 0);
+    setup_queue(d, 0, 256);
+    driver_ok(d);
+    qtest_memwrite(d->s, BUFFERS, &header, sizeof(header));
+    qtest_writeb(d->s, BUFFERS + 2 * PAGE, 0xff);
+    write_chain(d, 0, 0, chain, 5);
+    make_available(d, 0, 0);
+    kick(d, 0);
+    wait_used(d, 0, 1);
+    g_assert_cmpint(qtest_readb(d->s, BUFFERS + 2 * PAGE), ==,
+                    VIRTIO_BLK_S_IOERR);
+    dev_free(d);
+}
+
+/*
+ * The VM stops when a request is done, but its IOThread has not raised the
+ * interrupt yet: a library that is preloaded to QEMU makes that last.
+ */
+static void test_last_interrupt(const char *binary)
+{
+    const char *preload = getenv("QTEST_SLOW_NOTIFIER");
+    g_autofree char *image = NULL;
+    g_autofree char *args = NULL;
+    g_autofree char *flag = NULL;
+    BlkHeader header = { .type = cpu_to_le32(VIRTIO_BLK_T_IN) };
+    Buffer chain[] = {
+        { BUFFERS, sizeof(header), 0 },
+        { BUFFERS + PAGE, 512 * 1024, VRING_DESC_F_WRITE },
+        { BUFFERS + 2 * 1024 * 1024, 1, VRING_DESC_F_WRITE },
+    };
+    int fd = g_file_open_tmp("virtio-hardening-XXXXXX", &image, NULL);
+    bool lost = false;
+    Dev *d;
+
+    if (!preload) {
+        g_test_skip("QTEST_SLOW_NOTIFIER is not set");
+        return;
+    }
+    g_assert_cmpint(ftruncate(fd, 1024 * 1024), ==, 0);
+    close(fd);
+    args = g_strdup_printf(
+        "-blockdev file,node-name=file,filename=%s,aio=threads -device "
+        "virtio-blk-pci,addr=4,drive=file,disable-legacy=on,iothread=io0",
+        image);
+    /* QEMU's own notifiers are fast, those for the device are not */
+    flag = g_strconcat(image, ".slow", NULL);
+    g_setenv("SLOW_NOTIFIER", flag, true);
+    g_setenv("LD_PRELOAD", preload, true);
+    d = dev_new(binary, args);
+    g_unsetenv("LD_PRELOAD");
+    g_assert_true(g_file_set_contents(flag, "", 0, NULL));
+
+    start_driver(d, EVENT_IDX);
+    setup_queue(d, 0, 256);
+    setup_msix(d, 0);
+    driver_ok(d);
+    qtest_memwrite(d->s, BUFFERS, &header, sizeof(header));
+    write_chain(d, 0, 0, chain, 3);
+
+    for (int i = 1; i <= 2; i++) {
+        qtest_writel(d->s, MSI, 0);
+        for (int k = 0; k < 80; k++) {
+            make_available(d, 0, 0);
+        }
+        /* one interrupt, for the last request */
+        qtest_writew(d->s, d->q[0].avail + 4 + 2 * d->q[0].size,
+                     d->q[0].next - 1);
+        kick(d, 0);
+        qtest_qmp_assert_success(d->s, "{ 'execute': 'stop' }");
+        g_assert_cmpint(used_idx(d, 0), ==, d->q[0].next);
+        lost |= qtest_readl(d->s, MSI) != 1;
+        qtest_qmp_assert_success(d->s, "{ 'execute': 'cont' }");
+    }
+    dev_free(d);
+    unlink(image);
+    unlink(flag);
+    g_assert_false(lost);
+}
+
+static Dev *packed_new(const char *binary, const char *more, uint64_t features,
+                       int size)
+{
+    g_autofree char *args = g_strdup_printf(BLK ",packed=on%s", more);
+    Dev *d = dev_new(binary, args);
+
+    start_driver(d, PACKED | features);
+    setup_queue(d, 0, size);
+    driver_ok(d);
+    return d;
+}
+
+/* A request that is too short, and another behind it */
+static void bad_packed(const char *binary, const char *more)
+{
+    Dev *d = packed_new(binary, more, 0, 0);
+
+    for (int i = 0; i < 2; i++) {
+        write_packed(d, 0, i, BUFFERS, 4, i, PACKED_AVAIL);
+    }
+    kick(d, 0);
+    wait_status(d, VIRTIO_CONFIG_S_NEEDS_RESET);
+    qtest_qmp_assert_success(d->s, "{ 'execute': 'stop' }");
+    dev_free(d);
+}
+
+static void test_packed_bad(const char *binary)
+{
+    bad_packed(binary, "");
+}
+
+static void test_packed_bad_iothread(const char *binary)
+{
+    bad_packed(binary, ",iothread=io0");
+}
+
+static void test_packed_empty_table(const char *binary)
+{
+    Dev *d = packed_new(binary, "", INDIRECT, 0);
+
+    write_packed(d, 0, 0, BUFFERS, 0, 0, PACKED_AVAIL | VRING_DESC_F_INDIRECT);
+    kick(d, 0);
+    wait_status(d, VIRTIO_CONFIG_S_NEEDS_RESET);
+    assert_alive(d);
+    dev_free(d);
+}
+
+/* GET_ID, from the header at BUFFERS */
+static void add_packed_get_id(Dev *d, int i, bool wrap)
+{
+    uint16_t avail = wrap ? PACKED_AVAIL : 1 << VRING_PACKED_DESC_F_USED;
+
+    write_packed(d, 0, i + 2, BUFFERS + PAGE, 21, i,
+                 avail | VRING_DESC_F_WRITE);
+    write_packed(d, 0, i + 1, BUFFERS + PAGE, 20, i,
+                 avail | VRING_DESC_F_WRITE | VRING_DESC_F_NEXT);
+    write_packed(d, 0, i, BUFFERS, 16, i, avail | VRING_DESC_F_NEXT);
+}
+
+static void write_get_id(Dev *d)
+{
+    BlkHeader header = { .type = cpu_to_le32(VIRTIO_BLK_T_GET_ID) };
+
+    qtest_memwrite(d->s, BUFFERS, &header, sizeof(header));
+}
+
+static uint16_t packed_flags(Dev *d, int i)
+{
+    return qtest_readw(d->s, d->q[0].desc + i * 16 + 14);
+}
+
+/* The ring becomes smaller than what the device has used of it */
+static void test_packed_shrink(const char *binary)
+{
+    Dev *d = packed_new(binary, "", 0, 64);
+
+    write_get_id(d);
+    for (int i = 0; i < 30; i += 3) {
+        add_packed_get_id(d, i, true);
+    }
+    kick(d, 0);
+    for (int i = 0; i < 500 && packed_flags(d, 27) !=
+         (PACKED_AVAIL | 1 << VRING_PACKED_DESC_F_USED); i++) {
+        g_usleep(10 * 1000);
+    }
+    write16(d, COMMON(queue_select), 0);
+    write16(d, COMMON(queue_size), 4);
+    kick(d, 0);
+    assert_alive(d);
+    dev_free(d);
+}
+
+/* A chain goes on into descriptors that are still in use */
+static void test_packed_in_use(const char *binary)
+{
+    Dev *d = packed_new(binary, "", 0, 4);
+    BlkHeader header = { .type = cpu_to_le32(VIRTIO_BLK_T_IN) };
+
+    qtest_memwrite(d->s, BUFFERS, &header, sizeof(header));
+    write_packed(d, 0, 3, BUFFERS, 16, 1, PACKED_AVAIL | VRING_DESC_F_NEXT);
+    write_packed(d, 0, 2, BUFFERS + 2 * PAGE, 1, 0,
+                 PACKED_AVAIL | VRING_DESC_F_WRITE);
+    write_packed(d, 0, 1, BUFFERS + PAGE, 512, 0,
+                 PACKED_AVAIL | VRING_DESC_F_WRITE | VRING_DESC_F_NEXT);
+    write_packed(d, 0, 0, BUFFERS, 16, 0, PACKED_AVAIL | VRING_DESC_F_NEXT);
+    kick(d, 0);
+    wait_status(d, VIRTIO_CONFIG_S_NEEDS_RESET);
+    assert_alive(d);
+    dev_free(d);
+}
+
+/* As many requests as the ring takes, which is larger than the device's */
+static void test_in_order_large(const char *binary)
+{
+    Dev *d = dev_new(binary,
+                     BLK ",in_order=on,queue-size=4,seg-max-adjust=off");
+    Buffer chain[] = {
+        { BUFFERS, sizeof(BlkHeader), 0 },
+        { BUFFERS + PAGE, 20, VRING_DESC_F_WRITE },
+        { BUFFERS + 2 * PAGE, 1, VRING_DESC_F_WRITE },
+    };
+
+    start_driver(d, IN_ORDER);
+    setup_queue(d, 0, 1024);
+    driver_ok(d);
+    write_get_id(d);
+    write_chain(d, 0, 0, chain, 3);
+    for (int round = 0; round < 4; round++) {
+        /* all of them start at descriptor 0 */
+        d->q[0].next += 300;
+        qtest_writew(d->s, d->q[0].avail + 2, d->q[0].next);
+        kick(d, 0);
+        wait_used(d, 0, d->q[0].next);
+    }
+    assert_alive(d);
+    dev_free(d);
+}
+
+/* All that a ring can hold is in flight */
+static void test_in_order_full(const char *binary)
+{
+    Dev *d = dev_new(binary, BLK ",in_order=on");
+    BlkHeader header = { .type = cpu_to_le32(VIRTIO_BLK_T_IN) };
+    Queue *q = &d->q[0];
+
+    start_driver(d, IN_ORDER | INDIRECT);
+    setup_queue(d, 0, 4);
+    driver_ok(d);
+    qtest_memwrite(d->s, BUFFERS, &header, sizeof(header));
+    for (int i = 0; i < 4; i++) {
+        uint64_t table = BUFFERS + (8 + i) * PAGE;
+        Buffer head = { table, 3 * sizeof(struct vring_desc),
+                        VRING_DESC_F_INDIRECT };
+        Buffer chain[] = {
+            { BUFFERS, sizeof(header), 0 },
+            { BUFFERS + PAGE, 512, VRING_DESC_F_WRITE },
+            { BUFFERS + 2 * PAGE + i, 1, VRING_DESC_F_WRITE },
+        };
+
+        write_chain(d, 0, i, &head, 1);
+        q->desc = table;
+        write_chain(d, 0, 0, chain, 3);
+        q->desc = RINGS;
+        qtest_writew(d->s, q->avail + 4 + 2 * i, i);
+    }
+    qtest_writew(d->s, q->avail + 2, 4);
+    kick(d, 0);
+    wait_used(d, 0, 4);
+    dev_free(d);
+}
+
+/* --- Devices that are refused -------------------------------------------- */
+
+static void device_add_fails(QTestState *s, const char *json)
+{
+    QDict *rsp = qtest_qmp(s, "{ 'execute': 'device_add', 'arguments': %p }",
+                           qdict_from_jsonf_nofail(json, NULL));
+
+    g_assert_true(qdict_haskey(rsp, "error"));
+    qobject_unref(rsp);
+}
+
+static bool can_delete_node(QTestState *s)
+{
+    for (int i = 0; i < 200; i++) {
+        QDict *rsp = qtest_qmp(s, "{ 'execute': 'blockdev-del',"
+                                  " 'arguments': { 'node-name': 'n' } }");
+        bool gone = qdict_haskey(rsp, "return");
+
+        qobject_unref(rsp);
+        if (gone) {
+            return true;
+        }
+        g_usleep(10 * 1000);
+    }
+    return false;
+}
+
+static QTestState *start(const char *binary)
+{
+    return qtest_init_ext(binary, "-machine pc -m 64M -nodefaults "
+                          "-blockdev null-co,node-name=n", NULL, true);
+}
+
+static void test_refused_modes(const char *binary)
+{
+    QTestState *s = start(binary);
+
+    device_add_fails(s, "{ 'driver': 'virtio-blk-pci', 'drive': 'n',"
+                        " 'disable-legacy': 'on', 'disable-modern': true }");
+    g_assert_true(can_delete_node(s));
+    qtest_quit(s);
+}
+
+/* The address spaces of refused devices go, and with them the devices */
+static void test_refused_queue_size(const char *binary)
+{
+    QTestState *s = start(binary);
+    bool there = true;
+
+    for (int i = 0; i < 3; i++) {
+        device_add_fails(s, "{ 'driver': 'virtio-blk-pci', 'drive': 'n',"
+                            " 'queue-size': 3, 'modern-pio-notify': true }");
+    }
+    for (int i = 0; i < 100 && there; i++) {
+        g_autofree char *spaces = qtest_hmp(s, "info mtree");
+
+        there = strstr(spaces, "virtio-pci-cfg");
+        g_usleep(10 * 1000);
+    }
+    g_assert_false(there);
+    g_assert_true(can_delete_node(s));
+    qtest_quit(s);
+}
+
+/* It is refused when it has been plugged already */
+static void test_refused_iommu(const char *binary)
+{
+    QTestState *s = start(binary);
+
+    device_add_fails(s, "{ 'driver': 'virtio-blk-pci', 'drive': 'n',"
+                        " 'disable-legacy': 'off', 'iommu_platform': true }");
+    g_assert_true(can_delete_node(s));
+    qtest_quit(s);
+}
+
+static void test_unplug_pio_notify(const char *binary)
+{
+    QTestState *s = start(binary);
+
+    qtest_qmp_device_add(s, "virtio-rng-pci", "rng",
+                         "{ 'disable-modern': true,"
+                         " 'modern-pio-notify': true }");
+    qtest_qmp_device_del_send(s, "rng");
+    qtest_system_reset_nowait(s);
+    qtest_qmp_eventwait(s, "DEVICE_DELETED");
+    qtest_qmp_assert_success(s, "{ 'execute': 'query-status' }");
+    qtest_quit(s);
+}
+
+static void test_too_many_queues(const char *binary)
+{
+    QTestState *s = start(binary);
+
+    device_add_fails(s, "{ 'driver': 'virtio-blk-pci', 'drive': 'n',"
+                        " 'num-queues': 2000 }");
+    g_assert_true(can_delete_node(s));
+    qtest_quit(s);
+}
+
+static void test_too_large_queues(const char *binary)
+{
+    QTestState *s = start(binary);
+
+    device_add_fails(s, "{ 'driver': 'virtio-scsi-pci',"
+                        " 'virtqueue_size': 5000 }");
+    qtest_quit(s);
+}
+
+/* A reset completes the unplug of a device with a reset handler */
+static void test_reset_unplugs_balloon(const char *binary)
+{
+    QTestState *s = start(binary);
+
+    for (int i = 0; i < 3; i++) {
+        qtest_qmp_device_add(s, "virtio-balloon-pci", "balloon", "{}");
+        qtest_qmp_device_del_send(s, "balloon");
+        qtest_system_reset_nowait(s);
+        qtest_qmp_eventwait(s, "DEVICE_DELETED");
+    }
+    qtest_quit(s);
+}
+
+/* --- Features ------------------------------------------------------------ */
+
+/* A guest acknowledges a filter of VLANs that is not offered */
+static void test_masked_features(const char *binary)
+{
+    Dev *d = dev_new(binary, "-netdev hubport,id=net,hubid=0 "
+                     "-device virtio-net-pci,id=nic,netdev=net,addr=4,"
+                     "ctrl_vlan=off,disable-legacy=on");
+    uint64_t features;
+    QDict *rsp, *filter;
+
+    write8(d, COMMON(device_status), 0);
+    write8(d, COMMON(device_status), VIRTIO_CONFIG_S_ACKNOWLEDGE |
+                                     VIRTIO_CONFIG_S_DRIVER);
+    features = get_features(d);
+    g_assert_cmphex(features & 1ull << VIRTIO_NET_F_CTRL_VLAN, ==, 0);
+    features |= 1ull << VIRTIO_NET_F_CTRL_VLAN;
+    for (int i = 0; i < 2; i++) {
+        write32(d, COMMON(guest_feature_select), i);
+        write32(d, COMMON(guest_feature), features >> (32 * i));
+    }
+
+    rsp = qtest_qmp(d->s, "{ 'execute': 'query-rx-filter' }");
+    filter = qobject_to(QDict, qlist_peek(qdict_get_qlist(rsp, "return")));
+    /* without the feature every VLAN passes */
+    g_assert_cmpint(qlist_size(qdict_get_qlist(filter, "vlan-table")), ==,
+                    4096);
+    qobject_unref(rsp);
+    dev_free(d);
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+
+    add("scsi/cdb-size", test_scsi_cdb_size);
+    add("scsi/leak", test_scsi_leak);
+    add("scsi/no-ioeventfd", test_scsi_no_ioeventfd);
+    add("scsi/tmf-no-ioeventfd", test_scsi_tmf_no_ioeventfd);
+    add("blk/scsi-cmd", test_blk_scsi_cmd);
+    add("blk/last-interrupt", test_last_interrupt);
+    add_both("packed/bad", test_packed_bad, run_stock_hangs);
+    add_both("packed/bad-iothread", test_packed_bad_iothread, run_stock_hangs);
+    add("packed/empty-table", test_packed_empty_table);
+    add("packed/shrink", test_packed_shrink);
+    add("packed/in-use", test_packed_in_use);
+    add("in-order/large", test_in_order_large);
+    add("in-order/full", test_in_order_full);
+    add("refused/modes", test_refused_modes);
+    add("refused/queue-size", test_refused_queue_size);
+    qtest_add_data_func("/virtio-hardening/refused/iommu", test_refused_iommu,
+                        run);
+    add("refused/queues", test_too_many_queues);
+    add("refused/virtqueue-size", test_too_large_queues);
+    add("unplug/pio-notify", test_unplug_pio_notify);
+    add("unplug/reset-balloon", test_reset_unplugs_balloon);
+    add("features/masked", test_masked_features);
+
+    return g_test_run();
+}
