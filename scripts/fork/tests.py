@@ -287,6 +287,12 @@ def suite_functional(session: Session) -> list[Result]:
     return found
 
 
+def image_format(file: Path) -> str:
+    """The image format that an iotest says it is for."""
+    match = re.search(r"supported_fmts=\['(\w+)'", file.read_text())
+    return match[1] if match else "qcow2"
+
+
 def suite_iotest(session: Session) -> list[Result]:
     session.build("patched")
     folder = session.folder("patched") / "tests/qemu-iotests"
@@ -296,9 +302,14 @@ def suite_iotest(session: Session) -> list[Result]:
             continue
         log = session.builder.repo.log / f"test-iotest-{file.name}.log"
         code = session.builder.env.logged(
-            ["./check", "-qcow2", file.name], log, cwd=folder, timeout=600)
-        found.append(Result(file.name, "failed" if code else "passed",
-                            f"{tail(log, 1)} ({log})" if code else ""))
+            ["./check", "-" + image_format(file), file.name], log,
+            cwd=folder, timeout=600)
+        why = re.search(r"not run .*\.\.\.\s+(.*\S)", log.read_text())
+        if code or not why:
+            found.append(Result(file.name, "failed" if code else "passed",
+                                f"{tail(log, 1)} ({log})" if code else ""))
+        else:
+            found.append(Result(file.name, "skipped", why[1]))
     return found
 
 

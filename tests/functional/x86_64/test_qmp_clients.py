@@ -10,6 +10,7 @@ as a test likes, while the monitors' thread goes on.
 
 import array
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -257,15 +258,19 @@ class QmpClients(QemuSystemTest):
         """A descriptor belongs to the command that it came with"""
         program = self.start(self.qemu_bin)
         names = [self.scratch_file(f'file{number}') for number in range(6)]
-        for oob in (False, True):
+        for oob, ahead in itertools.product((False, True), repeat=2):
             client = self.client(program)
             client.negotiate(oob)
             with program.busy():
                 for number, name in enumerate(names):
                     client.send('query-version')
                     with open(name, 'wb') as stream:
+                        files = [stream.fileno()]
+                        if ahead:
+                            socket.send_fds(client.socket, [b' '], files)
+                            files = []
                         client.send('add-fd', {'fdset-id': number}, number,
-                                    files=[stream.fileno()])
+                                    files=files)
                 time.sleep(0.2)
             for number, name in enumerate(names):
                 answer = client.answer(number)['return']
