@@ -350,11 +350,20 @@ class Session:
         while True:
             wait_until(quiet, 'jobs or exports do not settle')
             seen = len(self.qemu.events)
-            view = self.look()
+            view, failure = None, None
+            try:
+                view = self.look()
+            except Failure as found:
+                failure = found
+                self.qemu.execute('query-block-jobs')
             # drains wake jobs, which then may end
-            if not any(event['event'] == 'JOB_STATUS_CHANGE'
-                       for event in self.qemu.events[seen:]):
-                return view
+            if any(event['event'] == 'JOB_STATUS_CHANGE'
+                   for event in self.qemu.events[seen:]):
+                continue
+            if failure:
+                raise failure
+            assert view
+            return view
 
     def look(self) -> View:
         view = View()
