@@ -222,6 +222,7 @@ class IOThreadHolders(QemuSystemTest):
         """The guest's I/O goes on each time that it was stopped"""
         self.boot('pc')
         for disk in ('disk0', 'disk1'):
+            self.check_io(disk)
             self.guest.run(f'churn {disk}')
         for _ in range(50):
             self.wait_writes('disk0')
