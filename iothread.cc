@@ -123,9 +123,7 @@ template <typename Func> void for_each(const IOThreadHolds *holds, Func func)
 
 /* What is found in a list: names to tell, and numbers of what is not named */
 struct Description {
-    explicit Description(size_t max) : max(max)
-    {
-    }
+    explicit Description(size_t max) : max(max) {}
 
     Description(const Description &) = delete;
 
@@ -151,8 +149,8 @@ struct Description {
         if (more > 0) {
             const bool none = parts->len == 0;
 
-            g_ptr_array_add(parts, g_strdup_printf(none ? "%u" : "%u more",
-                                                   more));
+            g_ptr_array_add(parts,
+                            g_strdup_printf(none ? "%u" : "%u more", more));
         }
         if (summed > 0) {
             g_ptr_array_add(parts, g_strdup_printf("%u %s%s", summed, sum,
@@ -200,8 +198,8 @@ IOThreadHolderState *iothread_holder_new(const char *name, void *info,
 {
     IOThreadHolderState *holder = g_new(IOThreadHolderState, 1);
 
-    *holder = {g_strdup(name), false, nullptr, info, free_info,
-               g_hash_table_new(nullptr, nullptr)};
+    *holder = {g_strdup(name), false,     nullptr,
+               info,           free_info, g_hash_table_new(nullptr, nullptr)};
     return holder;
 }
 

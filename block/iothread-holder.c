@@ -147,7 +147,6 @@ static void move_home(GPtrArray *group)
 
     /* of these alone: requests of others may take long */
     for (guint i = 0; i < group->len; i++) {
-        bdrv_ref(g_ptr_array_index(group, i));
         bdrv_drained_begin(g_ptr_array_index(group, i));
     }
 
@@ -162,12 +161,16 @@ static void move_home(GPtrArray *group)
 
     for (guint i = 0; i < group->len; i++) {
         bdrv_drained_end(g_ptr_array_index(group, i));
-        bdrv_unref(g_ptr_array_index(group, i));
     }
 }
 
-static void free_group(gpointer group)
+static void free_group(gpointer opaque)
 {
+    GPtrArray *group = opaque;
+
+    for (guint i = 0; i < group->len; i++) {
+        bdrv_unref(g_ptr_array_index(group, i));
+    }
     g_ptr_array_unref(group);
 }
 
@@ -186,6 +189,10 @@ static GPtrArray * GRAPH_RDLOCK find_unneeded(AioContext *ctx)
             if (find_group(bs, seen, group)) {
                 g_ptr_array_unref(group);
             } else {
+                /* Moving another group may take nodes away */
+                for (guint i = 0; i < group->len; i++) {
+                    bdrv_ref(g_ptr_array_index(group, i));
+                }
                 g_ptr_array_add(groups, group);
             }
         }
@@ -193,11 +200,29 @@ static GPtrArray * GRAPH_RDLOCK find_unneeded(AioContext *ctx)
     return groups;
 }
 
+/* Whether the coroutine of a paused job is leaving the thread it was in */
+static bool is_job_on_its_way(void)
+{
+    JOB_LOCK_GUARD();
+
+    for (Job *job = job_next_locked(NULL); job; job = job_next_locked(job)) {
+        if (job->busy && job->paused && job->pause_count > 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
 void bdrv_send_home(AioContext *ctx)
 {
     g_autoptr(GPtrArray) groups = NULL;
 
     GLOBAL_STATE_CODE();
+
+    if (ctx) {
+        /* It takes two turns of an event loop */
+        AIO_WAIT_WHILE_UNLOCKED(NULL, is_job_on_its_way());
+    }
 
     bdrv_graph_rdlock_main_loop();
     groups = find_unneeded(ctx);

@@ -13,6 +13,7 @@
 #include <stdarg.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -68,7 +69,6 @@ int open64(const char *path, int flags, ...)
     return do_open("open64", path, flags, mode);
 }
 
-int ioctl(int fd, unsigned long request, ...);
 int ioctl(int fd, unsigned long request, ...)
 {
     int (*next)(int fd, unsigned long request, ...);

@@ -348,7 +348,9 @@ static void run_stock_hangs(gconstpointer func)
     TestFunc *test = func;
 
     if (dies_with_stock()) {
-        signal(SIGALRM, too_long);
+        struct sigaction action = { .sa_handler = too_long };
+
+        sigaction(SIGALRM, &action, NULL);
         alarm(6);
         test(STOCK_BINARY);
     }
@@ -448,7 +450,7 @@ static unsigned long resident(Dev *d)
 
     g_assert_true(g_file_get_contents(path, &statm, NULL, NULL));
     g_assert_cmpint(sscanf(statm, "%*u %lu", &pages), ==, 1);
-    return pages * (sysconf(_SC_PAGESIZE) / 1024);
+    return pages * (qemu_real_host_page_size() / 1024);
 }
 
 /* Good commands that come with a bad one are not leaked */

@@ -521,15 +521,24 @@ class Session:
         self.check_needed()
 
     def check_needed(self) -> None:
-        """Nodes are in an IOThread for somebody."""
+        """Nodes are in an IOThread for somebody, or on their way home."""
+        end = time.monotonic() + 2
+        while (idle := self.idle()) and time.monotonic() < end:
+            time.sleep(0.05)
+            self.view = self.settled()
+        require(not idle, 'idle', idle)
+
+    def idle(self) -> str:
+        """A group of nodes that is in an IOThread for nobody."""
         view = self.view
         for group in set(view.group.values()):
             thread = view.ctx[min(group)]
-            require(thread is None or view.busy(group) or
+            if not (thread is None or view.busy(group) or
                     self.pinned(view, group) or
                     any(node in group for node in view.exports.values()) or
-                    any(self.chosen.get(node) == thread for node in group),
-                    'idle', f'{sorted(group)}: in {thread} for nobody')
+                    any(self.chosen.get(node) == thread for node in group)):
+                return f'{sorted(group)}: in {thread} for nobody'
+        return ''
 
     def check_moves(self, before: View, touched: set[str],
                     targets: set[Ctx]) -> None:
