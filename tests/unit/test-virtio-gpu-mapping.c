@@ -117,10 +117,10 @@ static void test_impossible(void)
         for (int from = VIRTIO_GPU_MAPPING_NONE;
              from <= VIRTIO_GPU_MAPPING_UNMAP_COMPLETED + 1; from++) {
             VirtIOGPUMappingState state = from;
-            bool ok = from == possible[i].from;
+            bool ok = from == (int)possible[i].from;
 
             g_assert_cmpint(possible[i].event(&state), ==, ok);
-            g_assert_cmpint(state, ==, ok ? possible[i].to : from);
+            g_assert_cmpint(state, ==, ok ? (int)possible[i].to : from);
         }
     }
 }
