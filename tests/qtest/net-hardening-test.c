@@ -9,6 +9,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/atomic.h"
 #include <sys/un.h>
 #include "libqtest.h"
 #include "qobject/qdict.h"
@@ -91,7 +92,7 @@ static void test_short(const char *binary)
 
 static gpointer come_and_go(gpointer stop)
 {
-    while (!*(volatile bool *)stop) {
+    while (!qatomic_read((bool *)stop)) {
         close(connect_to("p"));
         close(connect_to("s"));
     }

@@ -1664,7 +1664,8 @@ static void test_vcpu_reset_stop(void)
     Gpu *g = gpu_new(true);
 
     qemu_pid = qtest_pid(g->s);
-    signal(SIGALRM, does_not_answer);
+    sigaction(SIGALRM, &(struct sigaction) { .sa_handler = does_not_answer },
+              NULL);
     for (int round = 0; round < 400; round++) {
         if (round % 100 == 0) {
             start_driver(g);
