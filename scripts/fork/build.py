@@ -63,7 +63,10 @@ class Tree:
         """The trees that the options of `build` ask for."""
         kinds: list[tuple[str, tuple[str, ...]]] = []
         if asan:
-            kinds.append(("asan", ("--enable-asan", "--enable-ubsan")))
+            # Half the time to compile; a report still has files and lines.
+            kinds.append(("asan", ("--enable-asan", "--enable-ubsan",
+                                   "-Doptimization=1",
+                                   "--extra-cflags=-g1")))
         if tsan:
             # gcc warns of stock code when it adds this sanitizer. Not
             # --disable-werror: meson forgets that when it configures again.

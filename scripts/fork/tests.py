@@ -7,13 +7,15 @@ import os
 import re
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Sequence
 
 from . import check
 from .build import Builder, Tree
-from .common import Fail, lock, run_logged, say, tail
+from .common import Fail, kill_all, lock, run_logged, say, tail
 
 QTESTS = ("qos-test", "qmp-test", "qmp-cmd-test", "device-introspect-test",
           "test-hmp", "drive_del-test", "device-plug-test")
@@ -24,6 +26,7 @@ OWN_QTESTS = ("iothread-holder-test", "iothread-holder-users-test",
               "virtio-gpu-2d-test", "virtio-hardening-test")
 # 1,000 rounds of plug and unplug, without a leak; random virtio-gpu commands.
 ASAN_QTESTS = (*OWN_QTESTS[:2], "virtio-gpu-blob-test")
+PROGRAMS = ("qemu-system-x86_64", "storage-daemon/qemu-storage-daemon")
 MODEL = "tests/stress/iothread-holders.py"
 # How the units are built: name, meson's sanitizers, compiler.
 UNITS = (("plain", "", ""), ("address", "address,undefined", ""),
@@ -53,12 +56,12 @@ class Session:
                 if name == "asan":
                     self.builder.build(
                         Tree.pick(asan=True)[0],
-                        ("qemu-system-x86_64",
-                         "storage-daemon/qemu-storage-daemon",
-                         "tests/qtest/virtio-gpu-blob-shim.so",
+                        (*PROGRAMS, "tests/qtest/virtio-gpu-blob-shim.so",
                          *(f"tests/qtest/{name}" for name in ASAN_QTESTS)))
+                elif name == "stock":
+                    self.builder.build(Tree(name, True), PROGRAMS)
                 else:
-                    self.builder.build(Tree(name, name == "stock"))
+                    self.builder.build(Tree(name))
                 self.made.add(name)
 
     def environment(self) -> None:
@@ -157,7 +160,8 @@ def with_stock(session: Session, suite: str, found: list[Result],
     bad = [r for r in found if r.status == "failed" and r.name != "meson"]
     if not bad:
         return found
-    session.build("stock")
+    with lock(session.builder.repo):  # its tests, too
+        session.builder.build(Tree("stock", True))
     folder = session.folder("stock")
     known = session.builder.env.capture(
         ["pyvenv/bin/meson", "test", "--list"], cwd=folder).stdout
@@ -170,6 +174,18 @@ def with_stock(session: Session, suite: str, found: list[Result],
             result.status = "skipped"
             result.why = "fails on stock too: " + result.why
     return found
+
+
+def together(jobs: Sequence[Callable[[], list[Result]]]) -> list[Result]:
+    """Runs tests that wait more than they compute, one on each CPU."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        running = [pool.submit(job) for job in jobs]
+        try:
+            return [result for job in running for result in job.result()]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            kill_all()
+            raise
 
 
 # --- Suites ---------------------------------------------------------------
@@ -277,14 +293,12 @@ def suite_functional(session: Session) -> list[Result]:
     with lock(session.builder.repo):
         session.builder.env.guest_mesa()
     source = session.builder.repo.work
-    found = []
-    for file in own(session, "tests/functional/x86_64"):
-        found += tap_program(
-            session, file.stem, "patched",
-            source / "tests/functional/x86_64" / file.name, {
-                "PYTHONPATH": f"{source}/python:{source}/tests/functional",
-                "PYTHONDONTWRITEBYTECODE": "1"})
-    return found
+    env = {"PYTHONPATH": f"{source}/python:{source}/tests/functional",
+           "PYTHONDONTWRITEBYTECODE": "1"}
+    return together([
+        partial(tap_program, session, file.stem, "patched",
+                source / "tests/functional/x86_64" / file.name, env)
+        for file in own(session, "tests/functional/x86_64")])
 
 
 def image_format(file: Path) -> str:
@@ -295,66 +309,63 @@ def image_format(file: Path) -> str:
 
 def suite_iotest(session: Session) -> list[Result]:
     session.build("patched")
+    return together([partial(iotest, session, file)
+                     for file in own(session, "tests/qemu-iotests/tests")
+                     if not file.suffix])
+
+
+def iotest(session: Session, file: Path) -> list[Result]:
     folder = session.folder("patched") / "tests/qemu-iotests"
-    found = []
-    for file in own(session, "tests/qemu-iotests/tests"):
-        if file.suffix:
-            continue
-        log = session.builder.repo.log / f"test-iotest-{file.name}.log"
-        code = session.builder.env.logged(
-            ["./check", "-" + image_format(file), file.name], log,
-            cwd=folder, timeout=600)
-        why = re.search(r"not run .*\.\.\.\s+(.*\S)", log.read_text())
-        if code or not why:
-            found.append(Result(file.name, "failed" if code else "passed",
-                                f"{tail(log, 1)} ({log})" if code else ""))
-        else:
-            found.append(Result(file.name, "skipped", why[1]))
-    return found
+    log = session.builder.repo.log / f"test-iotest-{file.name}.log"
+    code = session.builder.env.logged(
+        ["./check", "-" + image_format(file), file.name], log, cwd=folder,
+        env={"TEST_DIR": str(folder / "scratch" / file.name)}, timeout=600)
+    if code:
+        return [Result(file.name, "failed", "took too long" if code == 124
+                       else f"{tail(log, 1)} ({log})")]
+    why = re.search(r"not run .*\.\.\.\s+(.*\S)", log.read_text())
+    return [Result(file.name, "skipped" if why else "passed",
+                   why[1] if why else "")]
 
 
 def suite_model(session: Session) -> list[Result]:
     """The random model, for both programs."""
     session.build("patched", "asan")
-    return model(session, "patched", 5000) + model(session, "asan", 2000)
+    return together([
+        partial(model, session, tree, steps, name)
+        for tree, steps in (("patched", 5000), ("asan", 2000))
+        for name in PROGRAMS if session.only in ("", Path(name).name)])
 
 
 def suite_asan(session: Session) -> list[Result]:
     session.build("asan", "stock")
     folder = session.folder("asan")
-    found = []
     env = {"QTEST_QEMU_BINARY": str(folder / "qemu-system-x86_64"), **ASAN}
-    for name in ASAN_QTESTS:
-        if session.only not in ("", name):
-            continue
-        if name == "virtio-gpu-blob-test":  # Mesa and SDL leak
-            env["ASAN_OPTIONS"] = "detect_leaks=0"
-        found += tap_program(session, f"asan-{name}", "asan",
-                             folder / "tests/qtest" / name, env, "--tap", "-k")
-    return found
+    no_leaks = {"virtio-gpu-blob-test": {  # Mesa and SDL leak
+        "ASAN_OPTIONS": "detect_leaks=0"}}
+    return together([
+        partial(tap_program, session, f"asan-{name}", "asan",
+                folder / "tests/qtest" / name, env | no_leaks.get(name, {}),
+                "--tap", "-k")
+        for name in ASAN_QTESTS if session.only in ("", name)])
 
 
 ASAN = {"ASAN_OPTIONS": os.environ.get("ASAN_OPTIONS", "detect_leaks=1"),
         "UBSAN_OPTIONS": os.environ.get("UBSAN_OPTIONS", "halt_on_error=1")}
 
 
-def model(session: Session, tree: str, steps: int) -> list[Result]:
-    folder = session.folder(tree)
-    found = []
-    for name, words in (
-            ("qemu-system-x86_64", [folder / "qemu-system-x86_64"]),
-            ("qemu-storage-daemon", [
-                folder / "storage-daemon/qemu-storage-daemon", "--daemon"])):
-        if session.only and session.only != name:
-            continue
-        log = session.builder.repo.log / f"test-model-{tree}-{name}.log"
-        code = session.builder.env.logged(
-            ["python3", session.builder.repo.root / MODEL, "--output",
-             log.with_suffix(".json"), "--steps", str(steps), "--seed", "1",
-             "--binary", *words], log, timeout=1800, env=ASAN)
-        found.append(Result(f"{tree}/{name}", "failed" if code else "passed",
-                            f"{tail(log, 1)} ({log})" if code else ""))
-    return found
+def model(session: Session, tree: str, steps: int, program: str
+          ) -> list[Result]:
+    name = Path(program).name
+    log = session.builder.repo.log / f"test-model-{tree}-{name}.log"
+    code = session.builder.env.logged(
+        ["python3", session.builder.repo.root / MODEL, "--output",
+         log.with_suffix(".json"), "--steps", str(steps), "--seed", "1",
+         "--binary", session.folder(tree) / program,
+         *(["--daemon"] if program == PROGRAMS[1] else [])],
+        log, timeout=1800, env=ASAN)
+    return [Result(f"{tree}/{name}", "failed" if code else "passed",
+                   f"{tail(log, 1)} ({log})" if code else "")]
 
 
 def tap_program(session: Session, name: str, tree: str, program: Path,
