@@ -151,7 +151,8 @@ async def show(args: argparse.Namespace, vms: List[Vm]) -> int:
     with screen() as window:
         await Live(window, vms, args.delay, args.sort,
                    not args.no_holders).run(args.count)
-    return 0
+    complain_about(vms)
+    return 0 if all(vm.state == UP for vm in vms) else 1
 
 
 async def run(args: argparse.Namespace, vms: List[Vm]) -> int:

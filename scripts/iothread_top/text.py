@@ -28,8 +28,12 @@ def cells(text: str) -> int:
 def fit(text: str, width: int) -> str:
     """Return the text as wide as that: filled up, or cut with a '~'."""
     if cells(text) > width:
-        while text and cells(text) >= width:
-            text = text[:-1]
+        used = 0
+        for i, each in enumerate(text):
+            used += cells(each)
+            if used >= width:
+                text = text[:i]
+                break
         text += '~' if width > 0 else ''
     return text + ' ' * (width - cells(text))
 

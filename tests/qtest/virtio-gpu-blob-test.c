@@ -33,6 +33,7 @@
 #include "qobject/qlist.h"
 #include "standard-headers/linux/pci_regs.h"
 #include "standard-headers/linux/virtio_balloon.h"
+#include "standard-headers/linux/virtio_blk.h"
 #include "standard-headers/linux/virtio_config.h"
 #include "standard-headers/linux/virtio_gpu.h"
 #include "standard-headers/linux/virtio_pci.h"
@@ -47,6 +48,7 @@
 #define MAILBOX 0x10000
 #define BALLOON_RING 0x20000
 #define RING 0x30000
+#define DISK_RING 0x40000
 #define SLOTS_BASE 0x100000
 
 /* A ring takes three pages, a slot two: the request and the answer */
@@ -135,6 +137,8 @@ typedef struct Gpu {
     QGuestAllocator alloc;
     QVirtioPCIDevice *dev;
     QVirtioPCIDevice *balloon;
+    /* of the main loop, and of an IOThread */
+    QVirtioPCIDevice *disk[2];
     bool vcpu;
     uint8_t *ram;
     BlobShim *shim;
@@ -193,6 +197,24 @@ static QVirtioPCIDevice *find_device(QPCIBus *bus, int slot)
     return dev;
 }
 
+static void find_others(Gpu *g)
+{
+    g->balloon = find_device(g->bus, 5);
+    for (int i = 0; i < ARRAY_SIZE(g->disk); i++) {
+        g->disk[i] = find_device(g->bus, 8 + i);
+    }
+}
+
+static void free_others(Gpu *g)
+{
+    g_free(g->balloon->pdev);
+    g_free(g->balloon);
+    for (int i = 0; i < ARRAY_SIZE(g->disk); i++) {
+        g_free(g->disk[i]->pdev);
+        g_free(g->disk[i]);
+    }
+}
+
 static void start_driver(Gpu *g);
 
 #define PORT QPCI_DEVFN(6, 0)
@@ -238,7 +260,14 @@ static Gpu *gpu_new_at(bool vcpu, bool behind_switch)
         "-bios %s -global apic-common.vapic=off -display sdl,gl=on %s"
         "-device virtio-gpu-gl-pci,id=gpu,%s,hostmem=64M,blob=on "
         "-device virtio-balloon-pci,id=balloon,addr=5,disable-legacy=on,"
-        "ioeventfd=off", vcpu ? "-accel tcg" : "",
+        "ioeventfd=off -object iothread,id=io -blockdev null-co,node-name=null,"
+        "size=1048576,read-zeroes=on,latency-ns=5000000 "
+        "-device virtio-blk-pci,drive=null,addr=8,"
+        "disable-legacy=on,ioeventfd=off "
+        "-blockdev null-co,node-name=null-io,"
+        "size=1048576,read-zeroes=on,latency-ns=5000000 "
+        "-device virtio-blk-pci,drive=null-io,iothread=io,addr=9,"
+        "disable-legacy=on", vcpu ? "-accel tcg" : "",
         behind_switch ? "q35" : "pc", g->ram_path, g->firmware_path,
         behind_switch ?
         "-global ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off "
@@ -268,7 +297,7 @@ static Gpu *gpu_new_at(bool vcpu, bool behind_switch)
     } else {
         g->dev = find_device(g->bus, 4);
     }
-    g->balloon = find_device(g->bus, 5);
+    find_others(g);
     g->window = qpci_iomap(g->dev->pdev, 4, &size).addr;
     g_assert_cmphex(size, ==, WINDOW_SIZE);
 
@@ -285,8 +314,7 @@ static Gpu *gpu_new(bool vcpu)
 static void gpu_free(Gpu *g)
 {
     g_assert_cmpint(g->shim->other_thread, ==, 0);
-    g_free(g->balloon->pdev);
-    g_free(g->balloon);
+    free_others(g);
     g_free(g->dev->pdev);
     g_free(g->dev);
     qpci_free_pc(g->bus);
@@ -623,6 +651,35 @@ static int submit_create_2d(Gpu *g, uint32_t id)
     return submit(g, &cmd, sizeof(cmd));
 }
 
+/* A page of the window as the memory of a resource */
+static int submit_backing(Gpu *g, uint32_t id, uint64_t offset)
+{
+    struct {
+        struct virtio_gpu_resource_attach_backing cmd;
+        struct virtio_gpu_mem_entry entry;
+    } cmd = {
+        .cmd.resource_id = cpu_to_le32(id),
+        .cmd.nr_entries = cpu_to_le32(1),
+        .entry.addr = cpu_to_le64(g->window + offset),
+        .entry.length = cpu_to_le32(PAGE),
+    };
+
+    init_cmd(&cmd, VIRTIO_GPU_CMD_RESOURCE_ATTACH_BACKING);
+    return submit(g, &cmd, sizeof(cmd));
+}
+
+static int submit_scanout(Gpu *g, uint32_t id)
+{
+    struct virtio_gpu_set_scanout cmd = {
+        .resource_id = cpu_to_le32(id),
+        .r.width = cpu_to_le32(32),
+        .r.height = cpu_to_le32(32),
+    };
+
+    init_cmd(&cmd, VIRTIO_GPU_CMD_SET_SCANOUT);
+    return submit(g, &cmd, sizeof(cmd));
+}
+
 /* UNMAP_BLOB and RESOURCE_UNREF look the same */
 static int submit_release(Gpu *g, uint32_t type, uint32_t id, bool fence)
 {
@@ -689,6 +746,17 @@ static void setup_driver(Gpu *g)
     g->fence = 0;
     setup_ring(g);
     driver_ok(g->dev);
+}
+
+/* Of struct virtio_pci_modern_common_cfg */
+#define QUEUE_RESET 58
+
+static void reset_queue(Gpu *g)
+{
+    write16(g->dev, COMMON(queue_select), 0);
+    write16(g->dev, QUEUE_RESET, 1);
+    memset(g->slot, 0, sizeof(g->slot));
+    setup_ring(g);
 }
 
 static void setup_context(Gpu *g)
@@ -768,6 +836,33 @@ static void let_go(Gpu *g)
     set_status(g->balloon, 0);
 }
 
+/*
+ * A disk reads to a place in the window, which takes it some milliseconds;
+ * what it was doing before is ended
+ */
+static void disk_read(Gpu *g, int which, uint64_t offset)
+{
+    QVirtioPCIDevice *dev = g->disk[which];
+    uint64_t ring = DISK_RING + which * 4 * PAGE;
+    uint64_t header = ring + 3 * PAGE;
+    uint64_t status = header + sizeof(struct virtio_blk_outhdr);
+    uint64_t notify;
+
+    set_status(dev, 0);
+    acknowledge(dev, 0);
+    memset(g->ram + ring, 0, 4 * PAGE);
+    stl_le_p(g->ram + header, VIRTIO_BLK_T_IN);
+    notify = setup_queue(dev, 0, 4, ring);
+    driver_ok(dev);
+    write_desc(g, ring, 0, header, sizeof(struct virtio_blk_outhdr),
+               VRING_DESC_F_NEXT, 1);
+    write_desc(g, ring, 1, g->window + offset, PAGE,
+               VRING_DESC_F_NEXT | VRING_DESC_F_WRITE, 2);
+    write_desc(g, ring, 2, status, 1, VRING_DESC_F_WRITE, 0);
+    stw_le_p(g->ram + ring + PAGE + 2, 1);
+    qtest_writew(g->s, notify, 0);
+}
+
 /* --- The vCPU ------------------------------------------------------------ */
 
 static Mailbox *mailbox(Gpu *g)
@@ -790,11 +885,16 @@ static void vcpu_start(Gpu *g, int op, uint64_t address, uint32_t value,
     qatomic_store_release(&m->op, op);
 }
 
+static bool vcpu_idle(Gpu *g)
+{
+    return g->vcpu && !qatomic_read(&mailbox(g)->op);
+}
+
 static void vcpu_wait(Gpu *g)
 {
     gint64 end = deadline();
 
-    while (qatomic_read(&mailbox(g)->op)) {
+    while (!vcpu_idle(g)) {
         if (g_get_monotonic_time() > end) {
             g_error("the vCPU does not come back");
         }
@@ -1308,12 +1408,11 @@ static void test_system_reset(void)
         memset(g->slot, 0, sizeof(g->slot));
         g_free(g->dev->pdev);
         g_free(g->dev);
-        g_free(g->balloon->pdev);
-        g_free(g->balloon);
+        free_others(g);
         qpci_free_pc(g->bus);
         g->bus = qpci_new_pc(g->s, &g->alloc);
         g->dev = find_device(g->bus, 4);
-        g->balloon = find_device(g->bus, 5);
+        find_others(g);
         g->window = qpci_iomap(g->dev->pdev, 4, NULL).addr;
         start_driver(g);
     }
@@ -1446,9 +1545,6 @@ static void test_overlap(void)
     gpu_free(g);
 }
 
-/* Of struct virtio_pci_modern_common_cfg */
-#define QUEUE_RESET 58
-
 /* A command of the old ring is not answered into the new one */
 static void test_queue_reset(void)
 {
@@ -1464,10 +1560,7 @@ static void test_queue_reset(void)
         settle(g);
         g_assert_false(answered(g, slot));
 
-        write16(g->dev, COMMON(queue_select), 0);
-        write16(g->dev, QUEUE_RESET, 1);
-        memset(g->slot, 0, sizeof(g->slot));
-        setup_ring(g);
+        reset_queue(g);
         capset = submit_capset(g);
         kick(g);
         settle(g);
@@ -1555,6 +1648,105 @@ static void test_submit_error(void)
     gpu_free(g);
 }
 
+/* A resource that is not there, or has no memory, or less than that */
+static int submit_transfer(Gpu *g, uint32_t type, uint32_t id, bool fence)
+{
+    union {
+        struct virtio_gpu_ctrl_hdr hdr;
+        struct virtio_gpu_transfer_to_host_2d to_2d;
+        struct virtio_gpu_transfer_host_3d on_3d;
+    } cmd = { 0 };
+
+    init_cmd(&cmd, type);
+    if (fence) {
+        fence_cmd(g, &cmd);
+    }
+    if (type == VIRTIO_GPU_CMD_TRANSFER_TO_HOST_2D) {
+        cmd.to_2d.resource_id = cpu_to_le32(id);
+        cmd.to_2d.r.width = cmd.to_2d.r.height = cpu_to_le32(64);
+        return submit(g, &cmd, sizeof(cmd.to_2d));
+    }
+    cmd.hdr.ctx_id = cpu_to_le32(CTX);
+    cmd.on_3d.resource_id = cpu_to_le32(id);
+    cmd.on_3d.box.w = cmd.on_3d.box.h = cmd.on_3d.box.d = cpu_to_le32(64);
+    return submit(g, &cmd, sizeof(cmd.on_3d));
+}
+
+/* What the renderer refuses is not answered with success */
+static void test_renderer_error(void)
+{
+    const uint32_t transfers[] = {
+        VIRTIO_GPU_CMD_TRANSFER_TO_HOST_2D, VIRTIO_GPU_CMD_TRANSFER_TO_HOST_3D,
+        VIRTIO_GPU_CMD_TRANSFER_FROM_HOST_3D,
+    };
+    struct virtio_gpu_resource_create_2d empty = {
+        .resource_id = cpu_to_le32(1),
+        .format = cpu_to_le32(VIRTIO_GPU_FORMAT_B8G8R8X8_UNORM),
+    };
+    struct virtio_gpu_ctx_create context = { 0 };
+    struct virtio_gpu_resource_create_3d cmd = {
+        .resource_id = cpu_to_le32(1),
+        .target = cpu_to_le32(77),
+        .format = cpu_to_le32(VIRTIO_GPU_FORMAT_B8G8R8X8_UNORM),
+        .width = cpu_to_le32(32),
+        .height = cpu_to_le32(32),
+        .depth = cpu_to_le32(1),
+        .array_size = cpu_to_le32(1),
+    };
+    Gpu *g = gpu_new(false);
+    int slot;
+
+    init_cmd(&cmd, VIRTIO_GPU_CMD_RESOURCE_CREATE_3D);
+    slot = submit(g, &cmd, sizeof(cmd));
+    kick(g);
+    assert_answer(wait_answer(g, slot), VIRTIO_GPU_RESP_ERR_UNSPEC);
+
+    init_cmd(&empty, VIRTIO_GPU_CMD_RESOURCE_CREATE_2D);
+    slot = submit(g, &empty, sizeof(empty));
+    kick(g);
+    assert_answer(wait_answer(g, slot), VIRTIO_GPU_RESP_ERR_UNSPEC);
+
+    /* neither is there, and the id is free */
+    assert_answer(release(g, UNREF, 1),
+                  VIRTIO_GPU_RESP_ERR_INVALID_RESOURCE_ID);
+    slot = submit_create_2d(g, 1);
+    kick(g);
+    assert_answer(wait_answer(g, slot), VIRTIO_GPU_RESP_OK_NODATA);
+
+    for (int i = 0; i < ARRAY_SIZE(transfers); i++) {
+        for (uint32_t id = 1; id < 3; id++) {
+            slot = submit_transfer(g, transfers[i], id, false);
+            kick(g);
+            assert_answer(wait_answer(g, slot), VIRTIO_GPU_RESP_ERR_UNSPEC);
+        }
+    }
+
+    /* the renderer's own */
+    init_cmd(&context, VIRTIO_GPU_CMD_CTX_CREATE);
+    slot = submit(g, &context, sizeof(context));
+    kick(g);
+    assert_answer(wait_answer(g, slot), VIRTIO_GPU_RESP_ERR_UNSPEC);
+
+    /* The renderer takes no more from this context */
+    start_driver(g);
+
+    /* an error is no sign that what was asked before has been done */
+    for (int i = 0; i < 2; i++) {
+        int buffer = submit_buffer(g, BLOB_SIZE);
+        int before = submit_create(g, 2 + i, BLOB_SIZE, true);
+        int bad = i ? submit_release(g, UNREF, 99, true) :
+                      submit_transfer(g, transfers[0], 99, true);
+
+        kick(g);
+        assert_answer(wait_answer(g, buffer), VIRTIO_GPU_RESP_OK_NODATA);
+        assert_answer(wait_answer(g, before), VIRTIO_GPU_RESP_OK_NODATA);
+        g_assert_cmphex(wait_answer(g, bad), >=, VIRTIO_GPU_RESP_ERR_UNSPEC);
+        g_assert_cmpint(g->slot[before].when, <, g->slot[bad].when);
+    }
+    assert_works(g);
+    gpu_free(g);
+}
+
 static void test_short(void)
 {
     Gpu *g = gpu_new(false);
@@ -1576,23 +1768,13 @@ static void test_short(void)
 static void test_reset_own_backing(void)
 {
     Gpu *g = gpu_new(false);
-    struct {
-        struct virtio_gpu_resource_attach_backing cmd;
-        struct virtio_gpu_mem_entry entry;
-    } attach = {
-        .cmd.resource_id = cpu_to_le32(2),
-        .cmd.nr_entries = cpu_to_le32(1),
-        .entry.addr = cpu_to_le64(g->window),
-        .entry.length = cpu_to_le32(PAGE),
-    };
 
-    init_cmd(&attach, VIRTIO_GPU_CMD_RESOURCE_ATTACH_BACKING);
     for (int round = 0; round < 3; round++) {
         int create, backing;
 
         create_mapped(g, 1, 0);
         create = submit_create_2d(g, 2);
-        backing = submit(g, &attach, sizeof(attach));
+        backing = submit_backing(g, 2, 0);
         kick(g);
         assert_answer(wait_answer(g, create), VIRTIO_GPU_RESP_OK_NODATA);
         assert_answer(wait_answer(g, backing), VIRTIO_GPU_RESP_OK_NODATA);
@@ -1626,7 +1808,7 @@ static void test_reset_own_buffer(void)
         case 1:
             slot = submit_release(g, UNREF, 1, true);
             break;
-        case 2:
+        default:
             submit_buffer(g, BLOB_SIZE);
             slot = submit_create(g, 2, BLOB_SIZE, true);
             break;
@@ -1797,6 +1979,10 @@ typedef struct Random {
     bool exists[RANDOM_IDS];
     bool mapped[RANDOM_IDS];
     bool held;
+    /* The vCPU reads this blob until it goes, or is zero there; or -1 */
+    int watched;
+    /* There is an image, which is shown */
+    bool image;
     Expected expected[RANDOM_PENDING];
     int pending;
     unsigned commands, resets;
@@ -1824,6 +2010,20 @@ static void random_let_go(Random *r)
     }
 }
 
+/* Where in a blob nobody else writes */
+#define WATCHED (32 * KiB)
+#define DMA (48 * KiB)
+#define IMAGE 50
+
+static void random_kick(Random *r)
+{
+    if (vcpu_idle(r->g) && pick(r, 2)) {
+        vcpu_kick(r->g);
+    } else {
+        kick(r->g);
+    }
+}
+
 static void random_wait(Random *r)
 {
     random_let_go(r);
@@ -1838,14 +2038,39 @@ static void random_context(Random *r)
 {
     expect(r, submit_capset(r->g), VIRTIO_GPU_RESP_OK_CAPSET);
     expect(r, submit_context(r->g), VIRTIO_GPU_RESP_OK_NODATA);
-    kick(r->g);
+    random_kick(r);
+}
+
+static void random_unwatch(Random *r)
+{
+    if (r->watched < 0) {
+        return;
+    }
+    random_wait(r);
+    if (r->mapped[r->watched]) {
+        qtest_writel(r->g->s, r->g->window + r->watched * MiB + WATCHED, 0);
+    }
+    vcpu_wait(r->g);
+    r->watched = -1;
 }
 
 static void random_reset(Random *r)
 {
-    reset(r->g);
+    if (vcpu_idle(r->g) && pick(r, 2)) {
+        /* by the vCPU, and maybe from elsewhere as well */
+        vcpu_start(r->g, 1, status_address(r->g), 0,
+                   MAILBOX + offsetof(Mailbox, zero), 0);
+        if (pick(r, 2)) {
+            reset(r->g);
+        }
+        vcpu_wait(r->g);
+        memset(r->g->slot, 0, sizeof(r->g->slot));
+    } else {
+        reset(r->g);
+    }
     r->resets++;
     r->pending = 0;
+    r->image = false;
     for (int i = 0; i < RANDOM_IDS; i++) {
         if (r->mapped[i]) {
             assert_window(r->g, i * MiB, NOTHING_THERE);
@@ -1927,10 +2152,107 @@ static void random_check(Random *r)
     g_assert_cmpint(r->g->shim->lost, ==, 0);
 }
 
+/* Returns: a blob that is mapped, or -1 */
+static int random_mapped(Random *r)
+{
+    int first = pick(r, RANDOM_IDS);
+
+    random_wait(r);
+    for (int i = 0; i < RANDOM_IDS; i++) {
+        if (r->mapped[(first + i) % RANDOM_IDS]) {
+            return (first + i) % RANDOM_IDS;
+        }
+    }
+    return -1;
+}
+
+/* What else there is in a machine */
+static void random_other(Random *r)
+{
+    Gpu *g = r->g;
+    int i = random_mapped(r);
+    int what = pick(r, 8);
+
+    switch (what) {
+    case 0:
+    case 1:
+        if (i >= 0) {
+            disk_read(g, what, i * MiB + DMA);
+        }
+        break;
+    case 2:
+        random_unwatch(r);
+        if (i >= 0 && g->vcpu) {
+            write_window(g, i * MiB + WATCHED, 0xffffffff);
+            vcpu_start(g, 2, g->window + i * MiB + WATCHED + 64, 1,
+                       g->window + i * MiB + WATCHED, 0);
+            r->watched = i;
+        }
+        break;
+    case 3:
+        /* The image has its memory in a blob; only a reset ends an unmap */
+        if (i >= 0 && !r->image) {
+            expect(r, submit_create_2d(g, IMAGE), VIRTIO_GPU_RESP_OK_NODATA);
+            expect(r, submit_backing(g, IMAGE, i * MiB + DMA),
+                   VIRTIO_GPU_RESP_OK_NODATA);
+            random_kick(r);
+            random_wait(r);
+            if (pick(r, 2)) {
+                submit_release(g, pick(r, 2) ? UNMAP : UNREF, i + 1,
+                               pick(r, 2));
+                random_kick(r);
+            }
+            random_reset(r);
+        }
+        break;
+    case 4:
+        if (i >= 0) {
+            hold(g, i * MiB + 128);
+            submit_release(g, UNMAP, i + 1, pick(r, 2));
+            random_kick(r);
+            step(g);
+            reset_queue(g);
+            /* It may have been dropped before it was looked at */
+            expect(r, submit_release(g, UNMAP, i + 1, pick(r, 2)),
+                   VIRTIO_GPU_RESP_OK_NODATA);
+            r->mapped[i] = false;
+            r->held = true;
+            random_kick(r);
+        }
+        break;
+    case 5:
+        qtest_qmp_assert_success(g->s, "{ 'execute': 'stop' }");
+        qtest_qmp_assert_success(g->s, "{ 'execute': 'cont' }");
+        break;
+    case 6:
+        g_free(qtest_hmp(g->s, "info mtree -f"));
+        break;
+    case 7:
+        if (r->image) {
+            expect(r, submit_release(g, UNREF, IMAGE, pick(r, 2)),
+                   VIRTIO_GPU_RESP_OK_NODATA);
+        } else {
+            expect(r, submit_create_2d(g, IMAGE), VIRTIO_GPU_RESP_OK_NODATA);
+            expect(r, submit_scanout(g, IMAGE), VIRTIO_GPU_RESP_OK_NODATA);
+        }
+        r->image = !r->image;
+        random_kick(r);
+        /* of OpenGL there may be nothing that can be saved */
+        qobject_unref(qtest_qmp(
+            g->s, "{ 'execute': 'screendump', 'arguments': "
+            "{ 'filename': '/dev/null', 'device': 'gpu' } }"));
+        break;
+    }
+}
+
 static void random_step(Random *r)
 {
-    int what = pick(r, 100);
+    int what = pick(r, 110);
 
+    if (what >= 100) {
+        random_other(r);
+        return;
+    }
     if (what < 4) {
         random_reset(r);
         return;
@@ -1956,10 +2278,10 @@ static void random_step(Random *r)
     for (int n = pick(r, 5); n >= 0; n--) {
         random_command(r);
         if (pick(r, 2)) {
-            kick(r->g);
+            random_kick(r);
         }
     }
-    kick(r->g);
+    random_kick(r);
 }
 
 static uint32_t number(const char *name, uint32_t otherwise)
@@ -2012,12 +2334,11 @@ static void random_steps(Random *r, uint32_t count)
     }
 }
 
-static void test_random(void)
+static void random_run(bool vcpu, uint32_t count)
 {
-    uint32_t count = number("VIRTIO_GPU_BLOB_COUNT",
-                            g_test_slow() ? 50000 : 3000);
     Random r = {
-        .g = gpu_new(false),
+        .g = gpu_new(vcpu),
+        .watched = -1,
         .steps = getenv("VIRTIO_GPU_BLOB_STEPS") ?: "0-1000000",
     };
 
@@ -2025,6 +2346,7 @@ static void test_random(void)
     r.rand = g_rand_new_with_seed(random_seed);
     qtest_add_abrt_handler(tell_seed, &r);
     random_steps(&r, count);
+    random_unwatch(&r);
     random_check(&r);
     random_reset(&r);
     random_wait(&r);
@@ -2036,6 +2358,18 @@ static void test_random(void)
     g_assert_cmpint(r.g->shim->maps, ==, r.g->shim->unmaps);
     g_rand_free(r.rand);
     gpu_free(r.g);
+}
+
+static void test_random(void)
+{
+    random_run(false, number("VIRTIO_GPU_BLOB_COUNT",
+                             g_test_slow() ? 50000 : 3000));
+}
+
+static void test_vcpu_random(void)
+{
+    random_run(true, number("VIRTIO_GPU_BLOB_COUNT",
+                            g_test_slow() ? 20000 : 1000));
 }
 
 /* --- What it takes ------------------------------------------------------- */
@@ -2149,6 +2483,7 @@ static const Test tests[] = {
     { "queue-reset", test_queue_reset, "*ERROR*" },
     { "no-fence", test_no_fence, "*0x101 is not answered*" },
     { "submit-error", test_submit_error, "*test_submit_error*" },
+    { "renderer-error", test_renderer_error, "*test_renderer_error*" },
     { "short", test_short, "*is not answered*" },
     { "reset-own-backing", test_reset_own_backing },
     { "reset-own-buffer", test_reset_own_buffer },
@@ -2158,6 +2493,7 @@ static const Test tests[] = {
     { "latency", test_latency, "*test_latency*" },
     /* Stock may well end in an endless loop: not for every day */
     { "random", test_random },
+    { "vcpu-random", test_vcpu_random },
 };
 
 static void test_stock(const void *opaque)

@@ -11,6 +11,7 @@
 
 #include "qemu/osdep.h"
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include "libqtest.h"
 #include "libqos/libqos.h"
 #include "libqos/pci-pc.h"
@@ -20,8 +21,12 @@
 #include "qobject/qdict.h"
 #include "qobject/qjson.h"
 #include "qobject/qlist.h"
+#include "standard-headers/linux/virtio_balloon.h"
 #include "standard-headers/linux/virtio_blk.h"
 #include "standard-headers/linux/virtio_config.h"
+#include "standard-headers/linux/virtio_gpu.h"
+#include "standard-headers/linux/virtio_ids.h"
+#include "standard-headers/linux/virtio_mmio.h"
 #include "standard-headers/linux/virtio_net.h"
 #include "standard-headers/linux/virtio_pci.h"
 #include "standard-headers/linux/virtio_ring.h"
@@ -199,20 +204,34 @@ static void kick(Dev *d, int index)
     qpci_io_writew(d->pci->pdev, d->pci->bar, d->q[index].kick, index);
 }
 
-static Dev *dev_new(const char *binary, const char *args)
+static Dev *dev_start(const char *binary, const char *args)
 {
     g_autofree char *full = g_strdup_printf(
         "-machine pc -m 64M -nodefaults -object iothread,id=io0 "
         "-blockdev null-co,node-name=n,size=1048576,read-zeroes=on %s", args);
-    QPCIAddress addr = { .devfn = QPCI_DEVFN(4, 0) };
     Dev *d = g_new0(Dev, 1);
 
     d->s = qtest_init_ext(binary, full, NULL, true);
     qemu_pid = qtest_pid(d->s);
     d->bus = qpci_new_pc(d->s, NULL);
+    return d;
+}
+
+/* @devfn has the number of the bus in bits 8 and up */
+static void dev_find(Dev *d, int devfn)
+{
+    QPCIAddress addr = { .devfn = devfn };
+
     d->pci = virtio_pci_new(d->bus, &addr);
     g_assert_nonnull(d->pci);
     qvirtio_pci_device_enable(d->pci);
+}
+
+static Dev *dev_new(const char *binary, const char *args)
+{
+    Dev *d = dev_start(binary, args);
+
+    dev_find(d, QPCI_DEVFN(4, 0));
     return d;
 }
 
@@ -996,6 +1015,353 @@ static void test_reset_unplugs_balloon(const char *binary)
     qtest_quit(s);
 }
 
+/* --- What is in use ------------------------------------------------------ */
+
+/* A legacy driver changes features while an IOThread works on the rings */
+static void test_legacy_features(const char *binary)
+{
+    enum { IO = 0xc000 };
+    const uint32_t config = 0x80000000 | QPCI_DEVFN(4, 0) << 8;
+    const uint32_t features = 1u << VIRTIO_BLK_F_FLUSH;
+    Dev *d = dev_start(binary, "-device virtio-blk-pci,addr=4,drive=n,"
+                       "iothread=io0,disable-modern=on");
+
+    qtest_outl(d->s, 0xcf8, config | PCI_BASE_ADDRESS_0);
+    qtest_outl(d->s, 0xcfc, IO);
+    qtest_outl(d->s, 0xcf8, config | PCI_COMMAND);
+    qtest_outw(d->s, 0xcfc, PCI_COMMAND_IO | PCI_COMMAND_MASTER);
+
+    for (int i = 0; i < 2; i++) {
+        qtest_outb(d->s, IO + VIRTIO_PCI_STATUS, 0);
+        qtest_outb(d->s, IO + VIRTIO_PCI_STATUS, VIRTIO_CONFIG_S_ACKNOWLEDGE |
+                                                 VIRTIO_CONFIG_S_DRIVER);
+        qtest_outl(d->s, IO + VIRTIO_PCI_GUEST_FEATURES, features | EVENT_IDX);
+        qtest_outl(d->s, IO + VIRTIO_PCI_GUEST_FEATURES, features);
+        qtest_outw(d->s, IO + VIRTIO_PCI_QUEUE_SEL, 0);
+        qtest_outl(d->s, IO + VIRTIO_PCI_QUEUE_PFN, RINGS >> 12);
+        qtest_outb(d->s, IO + VIRTIO_PCI_STATUS, VIRTIO_CONFIG_S_ACKNOWLEDGE |
+                                                 VIRTIO_CONFIG_S_DRIVER |
+                                                 VIRTIO_CONFIG_S_DRIVER_OK);
+        g_assert_cmphex(qtest_inl(d->s, IO + VIRTIO_PCI_GUEST_FEATURES), ==,
+                        features);
+        qtest_outl(d->s, IO + VIRTIO_PCI_GUEST_FEATURES, features | EVENT_IDX);
+        g_assert_cmphex(qtest_inl(d->s, IO + VIRTIO_PCI_GUEST_FEATURES), ==,
+                        features);
+    }
+    assert_alive(d);
+    qtest_quit(d->s);
+    qpci_free_pc(d->bus);
+    g_free(d);
+}
+
+static int64_t mmio_queue_size(QTestState *s)
+{
+    QDict *rsp = qtest_qmp(s, "{ 'execute': 'x-query-virtio' }");
+    QDict *dev = qobject_to(QDict, qlist_peek(qdict_get_qlist(rsp, "return")));
+    g_autofree char *path = g_strdup(qdict_get_str(dev, "path"));
+    int64_t num;
+
+    qobject_unref(rsp);
+    rsp = qtest_qmp(s, "{ 'execute': 'x-query-virtio-queue-status',"
+                       " 'arguments': { 'path': %s, 'queue': 0 } }", path);
+    num = qdict_get_int(qdict_get_qdict(rsp, "return"), "vring-num");
+    qobject_unref(rsp);
+    return num;
+}
+
+/* A legacy driver changes the size of a queue of virtio-mmio in use */
+static void test_legacy_mmio(const char *binary)
+{
+    QTestState *s = qtest_init_ext(binary,
+        "-machine microvm -m 64M -nodefaults -object iothread,id=io0 "
+        "-global virtio-mmio.force-legacy=on "
+        "-blockdev null-co,node-name=n,size=1048576 "
+        "-device virtio-blk-device,drive=n,iothread=io0", NULL, true);
+    uint64_t base = 0xfeb00000;
+
+    while (qtest_readl(s, base + VIRTIO_MMIO_DEVICE_ID) != VIRTIO_ID_BLOCK) {
+        base += 512;
+        g_assert_cmphex(base, <, 0xfeb04000);
+    }
+    g_assert_cmpint(qtest_readl(s, base + VIRTIO_MMIO_VERSION), ==, 1);
+    qtest_writel(s, base + VIRTIO_MMIO_STATUS, VIRTIO_CONFIG_S_ACKNOWLEDGE |
+                                               VIRTIO_CONFIG_S_DRIVER);
+    qtest_writel(s, base + VIRTIO_MMIO_GUEST_PAGE_SIZE, PAGE);
+    qtest_writel(s, base + VIRTIO_MMIO_QUEUE_SEL, 0);
+    qtest_writel(s, base + VIRTIO_MMIO_QUEUE_NUM, 64);
+    qtest_writel(s, base + VIRTIO_MMIO_QUEUE_ALIGN, PAGE);
+    qtest_writel(s, base + VIRTIO_MMIO_QUEUE_PFN, RINGS / PAGE);
+    qtest_writel(s, base + VIRTIO_MMIO_STATUS, VIRTIO_CONFIG_S_ACKNOWLEDGE |
+                                               VIRTIO_CONFIG_S_DRIVER |
+                                               VIRTIO_CONFIG_S_DRIVER_OK);
+    g_assert_cmpint(mmio_queue_size(s), ==, 64);
+    qtest_writel(s, base + VIRTIO_MMIO_QUEUE_NUM, 1024);
+    g_assert_cmpint(mmio_queue_size(s), ==, 64);
+    qtest_quit(s);
+}
+
+/* A packet is too long for a buffer of two descriptors, the next is not */
+static void test_unpop_packed(const char *binary)
+{
+    g_autofree char *args = NULL;
+    char data[4 + 1000] = { [2] = 1000 >> 8, [3] = 1000 & 0xff };
+    int fd[2];
+    Dev *d;
+
+    g_assert_cmpint(socketpair(PF_UNIX, SOCK_STREAM, 0, fd), ==, 0);
+    args = g_strdup_printf("-netdev socket,fd=%d,id=net -device "
+                           "virtio-net-pci,netdev=net,addr=4,packed=on,"
+                           "mrg_rxbuf=off,disable-legacy=on", fd[1]);
+    d = dev_new(binary, args);
+    close(fd[1]);
+    start_driver(d, PACKED);
+    setup_queue(d, 0, 64);
+    write_packed(d, 0, 1, BUFFERS + PAGE, 100, 5,
+                 PACKED_AVAIL | VRING_DESC_F_WRITE);
+    write_packed(d, 0, 0, BUFFERS, 112, 5,
+                 PACKED_AVAIL | VRING_DESC_F_WRITE | VRING_DESC_F_NEXT);
+    driver_ok(d);
+    kick(d, 0);
+
+    g_assert_cmpint(send(fd[0], data, 1004, 0), ==, 1004);
+    data[2] = 0;
+    data[3] = 180;
+    memset(data + 4, 0xff, 6);
+    g_assert_cmpint(send(fd[0], data, 184, 0), ==, 184);
+    for (int i = 0; i < 500 && packed_flags(d, 0) ==
+         (PACKED_AVAIL | VRING_DESC_F_WRITE | VRING_DESC_F_NEXT); i++) {
+        g_usleep(10 * 1000);
+    }
+    g_assert_cmphex(packed_flags(d, 0) & 1 << VRING_PACKED_DESC_F_USED, !=, 0);
+    g_assert_cmphex(packed_flags(d, 1), ==, PACKED_AVAIL | VRING_DESC_F_WRITE);
+    g_assert_cmphex(get_status(d) & VIRTIO_CONFIG_S_NEEDS_RESET, ==, 0);
+    close(fd[0]);
+    dev_free(d);
+}
+
+/* --- DMA that does not go to RAM ----------------------------------------- */
+
+#define IOAPIC 0xfec00000
+#define SLOW "-blockdev null-co,node-name=slow,read-zeroes=on," \
+             "latency-ns=10000000 "
+#define BLK_IOTHREAD SLOW "-device virtio-blk-pci,addr=4,drive=slow," \
+                     "disable-legacy=on,iothread=io0"
+
+/*
+ * Requests whose buffer is not in RAM, while the VM stops, continues and is
+ * reset: what has the BQL must not wait for an IOThread that waits for it.
+ */
+static void dma_and_stop(Dev *d, uint64_t features, int index,
+                         const Buffer *chain, int n)
+{
+    for (int round = 0; round < 25; round++) {
+        start_driver(d, features);
+        setup_queue(d, index, 256);
+        driver_ok(d);
+        write_chain(d, index, 0, chain, n);
+        for (int i = 0; i < 250; i++) {
+            make_available(d, index, 0);
+        }
+        kick(d, index);
+        if (round % 5) {
+            qtest_qmp_assert_success(d->s, "{ 'execute': 'stop' }");
+            qtest_qmp_assert_success(d->s, "{ 'execute': 'cont' }");
+        }
+        write8(d, COMMON(device_status), 0);
+    }
+    assert_alive(d);
+    dev_free(d);
+}
+
+static void blk_dma_and_stop(const char *binary, const char *args,
+                             uint32_t type, const Buffer *data)
+{
+    Dev *d = dev_new(binary, args);
+    BlkHeader header = { .type = cpu_to_le32(type) };
+    Buffer chain[] = {
+        { BUFFERS, sizeof(header), 0 },
+        *data,
+        { BUFFERS + 2 * PAGE, 1, VRING_DESC_F_WRITE },
+    };
+
+    qtest_memwrite(d->s, BUFFERS, &header, sizeof(header));
+    dma_and_stop(d, 0, 0, chain, 3);
+}
+
+static void test_dma_blk_read(const char *binary)
+{
+    Buffer data = { IOAPIC, 512, VRING_DESC_F_WRITE };
+
+    blk_dma_and_stop(binary, BLK_IOTHREAD, VIRTIO_BLK_T_IN, &data);
+}
+
+static void test_dma_blk_write(const char *binary)
+{
+    Buffer data = { IOAPIC, 512, 0 };
+
+    blk_dma_and_stop(binary, BLK_IOTHREAD, VIRTIO_BLK_T_OUT, &data);
+}
+
+static void test_dma_blk_indirect(const char *binary)
+{
+    Dev *d = dev_new(binary, BLK_IOTHREAD);
+    Buffer chain = { IOAPIC, 512, VRING_DESC_F_INDIRECT };
+
+    dma_and_stop(d, INDIRECT, 0, &chain, 1);
+}
+
+static void test_dma_scsi(const char *binary)
+{
+    Dev *d = dev_new(binary, SLOW SCSI_IOTHREAD
+                     "-device scsi-hd,drive=slow,bus=scsi.0,scsi-id=1");
+    static const ScsiCmd read_10 = {
+        .lun = { 1, 1, 0x40 },
+        .cdb = { 0x28, [8] = 1 },
+    };
+    Buffer chain[] = {
+        { BUFFERS, 51, 0 },
+        { BUFFERS + PAGE, 108, VRING_DESC_F_WRITE },
+        { IOAPIC, 512, VRING_DESC_F_WRITE },
+    };
+
+    qtest_memwrite(d->s, BUFFERS, &read_10, sizeof(read_10));
+    dma_and_stop(d, 0, CMD, chain, 3);
+}
+
+static void test_dma_balloon(const char *binary)
+{
+    Dev *d = dev_new(binary, "-device virtio-balloon-pci,id=b,addr=4,"
+                     "free-page-hint=on,iothread=io0,disable-legacy=on");
+    Buffer chain = { IOAPIC, 4, 0 };
+
+    dma_and_stop(d, 1ull << VIRTIO_BALLOON_F_FREE_PAGE_HINT, 3, &chain, 1);
+}
+
+/* A ring that is not in RAM: what the device writes to it is lost */
+static void test_dma_ring(const char *binary)
+{
+    Dev *d = dev_new(binary, BLK_IOTHREAD);
+    BlkHeader header = { .type = cpu_to_le32(VIRTIO_BLK_T_IN) };
+    Buffer chain[] = {
+        { BUFFERS, sizeof(header), 0 },
+        { BUFFERS + PAGE, 512, VRING_DESC_F_WRITE },
+        { BUFFERS + 2 * PAGE, 1, VRING_DESC_F_WRITE },
+    };
+
+    start_driver(d, 0);
+    setup_queue(d, 0, 256);
+    write16(d, COMMON(queue_select), 0);
+    write64(d, COMMON(queue_used_lo), IOAPIC);
+    write16(d, COMMON(queue_enable), 1);
+    driver_ok(d);
+    qtest_memwrite(d->s, BUFFERS, &header, sizeof(header));
+    write_chain(d, 0, 0, chain, 3);
+    for (int round = 0; round < 10; round++) {
+        qtest_writeb(d->s, BUFFERS + 2 * PAGE, 0xff);
+        make_available(d, 0, 0);
+        kick(d, 0);
+        qtest_qmp_assert_success(d->s, "{ 'execute': 'stop' }");
+        qtest_qmp_assert_success(d->s, "{ 'execute': 'cont' }");
+        for (int i = 0; i < 500; i++) {
+            if (qtest_readb(d->s, BUFFERS + 2 * PAGE) == VIRTIO_BLK_S_OK) {
+                break;
+            }
+            g_usleep(10 * 1000);
+        }
+        g_assert_cmpint(qtest_readb(d->s, BUFFERS + 2 * PAGE), ==,
+                        VIRTIO_BLK_S_OK);
+    }
+    dev_free(d);
+}
+
+/* What is read from a disk goes to the registers of the disk */
+static void dma_to_itself(const char *binary, const char *args)
+{
+    Dev *d = dev_new(binary, args);
+    Buffer data = {
+        d->pci->bar.addr + d->pci->common_cfg_offset, 512, VRING_DESC_F_WRITE
+    };
+
+    g_assert_false(d->pci->bar.is_io);
+    dev_free(d);
+    blk_dma_and_stop(binary, args, VIRTIO_BLK_T_IN, &data);
+}
+
+static void test_dma_to_itself_iothread(const char *binary)
+{
+    dma_to_itself(binary, BLK_IOTHREAD);
+}
+
+static void test_dma_to_itself(const char *binary)
+{
+    dma_to_itself(binary, SLOW "-device virtio-blk-pci,addr=4,drive=slow,"
+                  "disable-legacy=on");
+}
+
+/* Commands that fail, with an answer of 24 bytes to @answer */
+static void gpu_commands(Dev *d, uint64_t answer, uint64_t fence)
+{
+    struct virtio_gpu_resource_unref cmd = {
+        .hdr.type = cpu_to_le32(VIRTIO_GPU_CMD_RESOURCE_UNREF),
+        .hdr.flags = cpu_to_le32(VIRTIO_GPU_FLAG_FENCE),
+        .hdr.fence_id = cpu_to_le64(fence),
+    };
+    Buffer chain[] = {
+        { BUFFERS, sizeof(cmd), 0 },
+        { answer, sizeof(cmd.hdr), VRING_DESC_F_WRITE },
+    };
+
+    start_driver(d, 0);
+    setup_queue(d, 0, 64);
+    driver_ok(d);
+    qtest_memwrite(d->s, BUFFERS, &cmd, sizeof(cmd));
+    write_chain(d, 0, 0, chain, 2);
+    for (int i = 0; i < 32; i++) {
+        make_available(d, 0, 0);
+    }
+    kick(d, 0);
+}
+
+/* A fence is the value that makes the port above reset the device */
+static void test_dma_gpu_port(const char *binary)
+{
+    const uint64_t ecam = 0xb0000000;
+    const int port = QPCI_DEVFN(5, 0);
+    const uint32_t config = 0x80000000 | port << 8;
+    Dev *d;
+
+    if (!qtest_has_device("virtio-gpu-pci")) {
+        g_test_skip("no virtio-gpu-pci");
+        return;
+    }
+    d = dev_start(binary, "-machine q35 "
+                  "-device pcie-root-port,id=rp,addr=5,chassis=1,slot=1 "
+                  "-device virtio-gpu-pci,bus=rp");
+    qtest_outl(d->s, 0xcf8, config | PCI_PRIMARY_BUS);
+    qtest_outl(d->s, 0xcfc, 0x00010100);
+    qtest_outl(d->s, 0xcf8, config | PCI_MEMORY_BASE);
+    qtest_outl(d->s, 0xcfc, 0xeff0e000);
+    qtest_outl(d->s, 0xcf8, config | PCI_PREF_MEMORY_BASE);
+    qtest_outl(d->s, 0xcfc, 0x0000fff0);
+    qtest_outl(d->s, 0xcf8, config | PCI_COMMAND);
+    qtest_outw(d->s, 0xcfc, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
+    /* the configuration space of all devices in memory */
+    qtest_outl(d->s, 0xcf8, 0x80000060);
+    qtest_outl(d->s, 0xcfc, ecam | 1);
+    g_assert_cmphex(qtest_readl(d->s, ecam + (port << 12) + PCI_PRIMARY_BUS),
+                    ==, 0x00010100);
+
+    dev_find(d, 1 << 8);
+    gpu_commands(d, ecam + (port << 12) + PCI_INTERRUPT_LINE -
+                 offsetof(struct virtio_gpu_ctrl_hdr, fence_id),
+                 PCI_BRIDGE_CTL_BUS_RESET << 16);
+    for (int i = 0; i < 3; i++) {
+        qtest_system_reset(d->s);
+        assert_alive(d);
+    }
+    dev_free(d);
+}
+
 /* --- Features ------------------------------------------------------------ */
 
 /* A guest acknowledges a filter of VLANs that is not offered */
@@ -1052,6 +1418,21 @@ int main(int argc, char **argv)
     add("refused/virtqueue-size", test_too_large_queues);
     add("unplug/pio-notify", test_unplug_pio_notify);
     add("unplug/reset-balloon", test_reset_unplugs_balloon);
+    add("in-use/legacy-features", test_legacy_features);
+    if (qtest_has_machine("microvm")) {
+        add("in-use/legacy-mmio", test_legacy_mmio);
+    }
+    add("packed/unpop", test_unpop_packed);
+    add_both("dma/blk-read", test_dma_blk_read, run_stock_hangs);
+    add_both("dma/blk-write", test_dma_blk_write, run_stock_hangs);
+    add_both("dma/blk-indirect", test_dma_blk_indirect, run_stock_hangs);
+    add_both("dma/scsi", test_dma_scsi, run_stock_hangs);
+    add_both("dma/balloon", test_dma_balloon, run_stock_hangs);
+    add_both("dma/ring", test_dma_ring, run_stock_hangs);
+    add_both("dma/to-itself-iothread", test_dma_to_itself_iothread,
+             run_stock_hangs);
+    add_both("dma/to-itself", test_dma_to_itself, run_stock_hangs);
+    add_both("dma/gpu-port", test_dma_gpu_port, run_stock_hangs);
     add("features/masked", test_masked_features);
 
     return g_test_run();

@@ -413,7 +413,7 @@ class IOThreadTop(QemuSystemTest):
         self.get_vm(name='second').kill()
         terminal.wait_for(r'^first .*: gone(.*\n)+second .*: gone')
         terminal.send('q')
-        self.assertEqual(terminal.wait(), 0)
+        self.assertEqual(terminal.wait(), 1)
 
     def test_goes_during_once(self) -> None:
         """A QEMU ends between the two samples"""
@@ -587,6 +587,14 @@ class IOThreadTop(QemuSystemTest):
         self.assertNotIn(b'\x1b[31m', terminal.raw)
         terminal.send('q')
         self.assertEqual(terminal.wait(), 0)
+
+    def test_long_name(self) -> None:
+        """A long ID does not hold up the view, and is cut"""
+        path = self.launch('vm', '-object', 'iothread,id=' + 'i' * 20000)
+        start = time.monotonic()
+        done = self.run_tool('--once', '-d', '0.1', path)
+        self.assertLess(time.monotonic() - start, 10)
+        self.assertRegex(done.stdout, r'(?m)^ i+~ ')
 
     def test_daemon(self) -> None:
         """The storage daemon, and what it exports"""

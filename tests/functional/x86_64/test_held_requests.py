@@ -1,0 +1,200 @@
+#!/usr/bin/env python3
+#
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""
+Disks that are reset, or go, while a block job keeps their requests waiting
+
+A mirror job that is pending has its source drained until it is finalized.
+"""
+
+import signal
+import struct
+import time
+from typing import Any, Dict, List
+
+from qemu.machine.qtest import QEMUQtestMachine
+from qemu_test import QemuSystemTest
+from qemu_test.virtioqtest import READ, SCSI, WRITE, Virtio
+
+Json = Dict[str, Any]
+
+PATIENCE = 20
+
+
+class HeldRequests(QemuSystemTest):
+    """A driver in place of a guest"""
+
+    def setUp(self) -> None:
+        super().setUp()
+        # QMP has no timeout of its own: a QEMU that hangs ends the program
+        signal.alarm(120)
+        self.set_machine('pc')
+        self.require_device('virtio-scsi-pci')
+        self.started: List[QEMUQtestMachine] = []
+
+    def tearDown(self) -> None:
+        for vm in self.started:
+            vm.shutdown(hard=True)
+        signal.alarm(0)
+        super().tearDown()
+
+    def launch(self, error: str = '') -> QEMUQtestMachine:
+        """Start a QEMU with a disk, one request of which may fail."""
+        vm = QEMUQtestMachine(self.qemu_bin, base_temp_dir=self.workdir)
+        vm.set_machine('pc')
+        vm.add_args('-nodefaults', '-object', 'iothread,id=io0',
+                    '-object', 'iothread,id=io1')
+        self.started.append(vm)
+        vm.launch()
+        null = {'driver': 'null-co', 'size': 1 << 20, 'read-zeroes': True}
+        vm.cmd('blockdev-add', {'node-name': 't', **null})
+        if error:
+            null = {'driver': 'blkdebug', 'image': null, 'inject-error': [{
+                'event': 'none', 'iotype': error, 'once': True}]}
+        vm.cmd('blockdev-add', {'node-name': 's', **null})
+        return vm
+
+    def wait_for(self, what: Any) -> None:
+        """Wait until something is the case."""
+        end = time.monotonic() + PATIENCE
+        while not what():
+            self.assertLess(time.monotonic(), end)
+            time.sleep(0.005)
+
+    def hold(self, vm: QEMUQtestMachine) -> None:
+        """Have a job hold requests of the disk back."""
+        vm.cmd('blockdev-mirror', {
+            'job-id': 'm', 'device': 's', 'target': 't', 'sync': 'none',
+            'auto-finalize': False})
+        for status in 'ready', 'pending':
+            self.wait_for(
+                lambda s=status: vm.cmd('query-jobs')[0]['status'] == s)
+            if status == 'ready':
+                vm.cmd('job-complete', id='m')
+
+    def end(self, vm: QEMUQtestMachine) -> None:
+        """End the job, and QEMU."""
+        self.assertEqual(vm.cmd('query-jobs')[0]['status'], 'pending')
+        vm.cmd('job-finalize', id='m')
+        self.wait_for(lambda: not vm.cmd('query-jobs'))
+        vm.cmd('quit')
+        vm.wait(PATIENCE)
+        self.assertEqual(vm.exitcode(), 0)
+
+    @staticmethod
+    def unplug(vm: QEMUQtestMachine) -> None:
+        """Have a reset take the device."""
+        vm.cmd('device_del', id='d')
+        vm.cmd('system_reset')
+        assert vm.event_wait('DEVICE_DELETED', PATIENCE,
+                             match={'data': {'device': 'd'}})
+
+    def plug(self, vm: QEMUQtestMachine, **options: Any) -> Virtio:
+        """Plug a disk."""
+        vm.cmd('device_add', {'driver': 'virtio-blk-pci', 'id': 'd',
+                              'drive': 's', 'addr': '5', **options})
+        return Virtio(vm, 5)
+
+    def plug_scsi(self, vm: QEMUQtestMachine, **options: Any) -> Virtio:
+        """Plug a controller with a disk."""
+        disk = {key: options.pop(key) for key in ('rerror', 'werror')
+                if key in options}
+        vm.cmd('device_add', {'driver': 'virtio-scsi-pci', 'id': 'd',
+                              'addr': '5', **options})
+        vm.cmd('device_add', {'driver': 'scsi-hd', 'id': 'h', 'drive': 's',
+                              'bus': 'd.0', **disk})
+        device = Virtio(vm, 5, SCSI, 3)
+        # Two units of attention are reported first
+        for _ in range(2):
+            device.scsi(bytes(6))
+            device.kick(2)
+            device.wait(2)
+        return device
+
+    @staticmethod
+    def read_scsi(device: Virtio, tag: int) -> None:
+        """Start a read."""
+        device.put(2, struct.pack(
+            '<8sQBBB32s', bytes([1, 0, 0x40, 0, 0, 0, 0, 0]), tag, 0, 0, 0,
+            struct.pack('>BBLBHB', 0x28, 0, 8, 0, 1, 0)),
+            512, 108, True, tag * 512)
+        device.kick(2)
+
+    def test_virtio_blk(self) -> None:
+        """virtio-blk is unplugged, or reset by its driver"""
+        for what in READ, WRITE:
+            # A request that is cancelled is not for the error policy
+            vm = self.launch()
+            disk = self.plug(vm, ioeventfd=False, rerror='stop',
+                             werror='stop')
+            self.hold(vm)
+            answers = disk.blk(what, 0, count=3)
+            self.unplug(vm)
+            disk.check(answers, 1)
+            self.assertTrue(vm.cmd('query-status')['running'])
+            self.assertIsNone(vm.event_wait('BLOCK_IO_ERROR', 0.0))
+            self.end(vm)
+
+            vm = self.launch()
+            disk = self.plug(vm, ioeventfd=False)
+            self.hold(vm)
+            answers = disk.blk(what, 0, count=3)
+            disk.qtest(f'outb {disk.port + 18:#x} 0')
+            disk.check(answers, 1)
+            disk.start()
+            vm.cmd('job-finalize', id='m')
+            self.wait_for(lambda v=vm: not v.cmd('query-jobs'))
+            disk.io(what, 0)
+            vm.cmd('quit')
+            vm.wait(PATIENCE)
+
+    def test_iothread(self) -> None:
+        """Requests wait in IOThreads, that do them again after an error"""
+        for options in ({'iothread': 'io0'}, {'iothread-vq-mapping': [
+                {'iothread': 'io0'}, {'iothread': 'io1'}]}):
+            for plug in self.plug, self.plug_scsi:
+                vm = self.launch('write')
+                device = plug(vm, werror='stop', **options)
+                if plug == self.plug:
+                    device.blk(WRITE, 0)
+                else:
+                    device.put(2, struct.pack(
+                        '<8sQBBB32s', bytes([1, 0, 0x40, 0, 0, 0, 0, 0]), 2,
+                        0, 0, 0, struct.pack('>BBLBHB', 0x2a, 0, 0, 0, 1, 0)),
+                        108, 512)
+                    device.kick(2)
+                self.assertTrue(vm.event_wait('STOP', PATIENCE))
+                self.hold(vm)
+                vm.cmd('cont')
+                self.unplug(vm)
+                self.end(vm)
+
+    def test_virtio_scsi(self) -> None:
+        """virtio-scsi is unplugged, or a request aborted"""
+        vm = self.launch()
+        device = self.plug_scsi(vm, ioeventfd=False)
+        self.hold(vm)
+        self.read_scsi(device, 1)
+        self.read_scsi(device, 2)
+        answer = device.tmf(0, 0, 2)
+        used = device.queues[2]['used'] + 2
+        self.assertEqual(device.qtest(f'readw {used:#x}'), 2)
+        device.kick(0)
+        device.wait(0)
+        self.assertEqual(device.qtest(f'readb {answer:#x}'), 0)
+        # Only one of them
+        self.wait_for(lambda: device.qtest(f'readw {used:#x}') == 3)
+        self.unplug(vm)
+        self.end(vm)
+
+    def test_nvme(self) -> None:
+        """An NVMe disk is unplugged"""
+        vm = self.launch()
+        vm.cmd('device_add', driver='nvme', id='d', drive='s', serial='1')
+        self.hold(vm)
+        self.unplug(vm)
+        self.end(vm)
+
+
+if __name__ == '__main__':
+    QemuSystemTest.main()
