@@ -51,6 +51,15 @@ void aio_load_watch_g_main_context(GMainContext *context)
     g_main_context_set_poll_func(context, aio_load_g_poll);
 }
 
+void aio_load_event(void)
+{
+    AioContext *ctx = qemu_get_current_aio_context();
+
+    if (ctx) {
+        aio_load_events(ctx, 1);
+    }
+}
+
 /* What a stopwatch shows at @now; it may have been started after that */
 static int64_t aio_load_show(const int64_t *stopwatch, int64_t now)
 {

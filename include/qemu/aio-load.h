@@ -90,6 +90,14 @@ void aio_load_share(AioContext *ctx, AioContext *other);
 void aio_load_watch_g_main_context(GMainContext *context);
 
 /*
+ * aio_load_event: count a handler that glib calls
+ *
+ * For sources that belong to no AioContext.  It is counted by the current
+ * AioContext of the thread, if there is one.
+ */
+void aio_load_event(void);
+
+/*
  * aio_load_read: bring the figures of a reader up to date
  * @figures: all zero, or the result of the last call for the same @ctx
  *

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Callable, Sequence
 
 from . import check
@@ -22,7 +23,7 @@ QTESTS = ("qos-test", "qmp-test", "qmp-cmd-test", "device-introspect-test",
 OWN_QTESTS = ("iothread-holder-test", "iothread-holder-users-test",
               "iothread-holder-xen-test", "virtio-gpu-blob-test",
               "event-loop-stats-test", "ide-drain-test", "memory-region-test",
-              "net-hardening-test", "tcg-memory-map-test",
+              "net-hardening-test", "ram-blocks-test", "tcg-memory-map-test",
               "virtio-gpu-2d-test", "virtio-hardening-test")
 # 1,000 rounds of plug and unplug, without a leak; random virtio-gpu commands.
 ASAN_QTESTS = (*OWN_QTESTS[:2], "virtio-gpu-blob-test")
@@ -375,14 +376,17 @@ def tap_program(session: Session, name: str, tree: str, program: Path,
         return [Result(name, "failed", f"there is no {program}")]
     folder = session.folder(tree)
     log = session.builder.repo.log / f"test-{name}.log"
-    code = session.builder.env.logged(
-        ["python3", program] if program.suffix == ".py" else
-        [program, *words], log, cwd=folder, timeout=1800,
-        env=session.variables() | {
-            "QEMU_TEST_QEMU_BINARY": str(folder / "qemu-system-x86_64"),
-            "QEMU_TEST_QEMU_IMG": str(folder / "qemu-img"),
-            "QEMU_BUILD_ROOT": str(folder),
-            "MESON_BUILD_ROOT": str(folder)} | env)
+    # Sockets are named by process id, which two environments may share.
+    with TemporaryDirectory(prefix="fork-test-") as temporary:
+        code = session.builder.env.logged(
+            ["python3", program] if program.suffix == ".py" else
+            [program, *words], log, cwd=folder, timeout=1800,
+            env=session.variables() | {
+                "TMPDIR": temporary,
+                "QEMU_TEST_QEMU_BINARY": str(folder / "qemu-system-x86_64"),
+                "QEMU_TEST_QEMU_IMG": str(folder / "qemu-img"),
+                "QEMU_BUILD_ROOT": str(folder),
+                "MESON_BUILD_ROOT": str(folder)} | env)
     found = from_tap(log.read_text(errors="replace"), code)
     for result in found:
         if result.status == "failed":

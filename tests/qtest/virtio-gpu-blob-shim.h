@@ -30,12 +30,17 @@ typedef struct BlobShim {
     int other_thread;
     /* The test sets it: the next so many unmaps fail */
     int refuse;
+    /* The test sets it: resources can be shown as a file, with this name */
+    bool dmabuf;
 } BlobShim;
+
+#define BLOB_SHIM_DMABUF "blob-shim-dmabuf"
 
 /* Of virglrenderer.h and SDL_video.h: neither has to be there */
 int virgl_renderer_resource_map(uint32_t id, void **map, uint64_t *size);
 int virgl_renderer_resource_unmap(uint32_t id);
 void virgl_renderer_resource_unref(uint32_t id);
+int virgl_renderer_resource_get_info(int id, void *info);
 void virgl_renderer_reset(void);
 void virgl_renderer_poll(void);
 void virgl_renderer_force_ctx_0(void);

@@ -1764,6 +1764,74 @@ static void test_short(void)
     gpu_free(g);
 }
 
+/* Returns: how often QEMU has the file open that stands for a resource */
+static int dmabufs(Gpu *g)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/fd",
+                                            (int)qtest_pid(g->s));
+    GDir *dir = g_dir_open(path, 0, NULL);
+    const char *name;
+    int count = 0;
+
+    g_assert_nonnull(dir);
+    while ((name = g_dir_read_name(dir))) {
+        g_autofree char *link = g_strconcat(path, "/", name, NULL);
+        g_autofree char *file = g_file_read_link(link, NULL);
+
+        count += file && strstr(file, BLOB_SHIM_DMABUF);
+    }
+    g_dir_close(dir);
+    return count;
+}
+
+/* What a display was given ends when the display shows something else */
+static void test_release_dmabuf(void)
+{
+    Gpu *g = gpu_new(false);
+    struct virtio_gpu_set_scanout_blob cmd = {
+        .resource_id = cpu_to_le32(1),
+        .r.width = cpu_to_le32(128),
+        .r.height = cpu_to_le32(128),
+        .width = cpu_to_le32(128),
+        .height = cpu_to_le32(128),
+        .format = cpu_to_le32(VIRTIO_GPU_FORMAT_B8G8R8X8_UNORM),
+        .strides[0] = cpu_to_le32(512),
+    };
+
+    init_cmd(&cmd, VIRTIO_GPU_CMD_SET_SCANOUT_BLOB);
+    g->shim->dmabuf = true;
+    for (int round = 0; round < 3; round++) {
+        int slot;
+
+        create(g, 1, BLOB_SIZE);
+        g_assert_cmpint(dmabufs(g), ==, 1);
+        slot = submit(g, &cmd, sizeof(cmd));
+        kick(g);
+        assert_answer(wait_answer(g, slot), VIRTIO_GPU_RESP_OK_NODATA);
+        g_assert_cmpint(dmabufs(g), ==, 2);
+        switch (round) {
+        case 0:
+            slot = submit_scanout(g, 0);
+            kick(g);
+            assert_answer(wait_answer(g, slot), VIRTIO_GPU_RESP_OK_NODATA);
+            break;
+        case 1:
+            submit_create_2d(g, 2);
+            slot = submit_scanout(g, 2);
+            kick(g);
+            assert_answer(wait_answer(g, slot), VIRTIO_GPU_RESP_OK_NODATA);
+            break;
+        case 2:
+            start_driver(g);
+            break;
+        }
+        g_assert_cmpint(dmabufs(g), ==, 1);
+        start_driver(g);
+    }
+    assert_works(g);
+    gpu_free(g);
+}
+
 /* What the device itself has of a blob does not keep a reset from ending */
 static void test_reset_own_backing(void)
 {
@@ -2485,6 +2553,7 @@ static const Test tests[] = {
     { "submit-error", test_submit_error, "*test_submit_error*" },
     { "renderer-error", test_renderer_error, "*test_renderer_error*" },
     { "short", test_short, "*is not answered*" },
+    { "release-dmabuf", test_release_dmabuf, "*test_release_dmabuf*" },
     { "reset-own-backing", test_reset_own_backing },
     { "reset-own-buffer", test_reset_own_buffer },
     { "vcpu-reset-stop", test_vcpu_reset_stop, "*QMP does not answer*" },

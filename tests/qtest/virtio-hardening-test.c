@@ -1362,6 +1362,172 @@ static void test_dma_gpu_port(const char *binary)
     dev_free(d);
 }
 
+/* --- Random drivers ------------------------------------------------------ */
+
+#define RANDOM_SECONDS 3
+
+static bool one_in(int n)
+{
+    return g_test_rand_int_range(0, n) == 0;
+}
+
+static uint64_t random_addr(Dev *d)
+{
+    uint64_t bar = d->pci->bar.addr;
+    const uint64_t strange[] = {
+        RAM_SIZE - 1, RAM_SIZE - 16, RINGS, IOAPIC, 0xfed00000 /* HPET */,
+        bar + d->pci->common_cfg_offset, bar + d->pci->notify_cfg_offset,
+        bar + d->pci->device_cfg_offset, 0xfffc0000 /* ROM */, 1ull << 40,
+    };
+
+    if (one_in(6)) {
+        return strange[g_test_rand_int_range(0, ARRAY_SIZE(strange))];
+    }
+    return BUFFERS + g_test_rand_int_range(0, 4) * PAGE;
+}
+
+static uint32_t random_len(void)
+{
+    static const uint32_t lens[] = { 1, 4, 16, 24, 51, 108, 512, 4096 };
+
+    if (one_in(20)) {
+        return one_in(2) ? 0 : g_test_rand_int();
+    }
+    return lens[g_test_rand_int_range(0, ARRAY_SIZE(lens))];
+}
+
+/* Descriptor @i of a table of @n at @table */
+static void random_desc(Dev *d, uint64_t table, int i, int n, bool packed)
+{
+    uint64_t addr = table + i * sizeof(struct vring_desc);
+    uint16_t flags = 0, last = i + 1;
+
+    flags |= one_in(2) ? VRING_DESC_F_WRITE : 0;
+    flags |= one_in(2) ? VRING_DESC_F_NEXT : 0;
+    flags |= one_in(6) ? VRING_DESC_F_INDIRECT : 0;
+    if (packed) {
+        flags |= one_in(8) ? 1 << VRING_PACKED_DESC_F_USED : PACKED_AVAIL;
+        last = g_test_rand_int_range(0, n);
+    } else if (one_in(10)) {
+        last = g_test_rand_int_range(0, 2 * n);
+    }
+    qtest_writeq(d->s, addr, random_addr(d));
+    qtest_writel(d->s, addr + 8, random_len());
+    qtest_writew(d->s, addr + 12, packed ? last : flags);
+    qtest_writew(d->s, addr + 14, packed ? flags : last);
+}
+
+/* Requests that a disk understands, more or less, and a table of buffers */
+static void random_buffers(Dev *d, bool packed)
+{
+    static const uint8_t types[] = { 0, 1, 4, 8, 11, 13, 2, 0xff };
+    static const uint8_t codes[] = { 0, 0x03, 0x12, 0x28, 0x2a, 0x42, 0xa0 };
+    BlkHeader header = {
+        .type = cpu_to_le32(types[g_test_rand_int_range(0, sizeof(types))]),
+        .sector = cpu_to_le64(g_test_rand_int_range(0, 4096)),
+    };
+    ScsiCmd cmd = {
+        .lun = { 1, 1, 0x40 },
+        .cdb = { codes[g_test_rand_int_range(0, sizeof(codes))], [4] = 1,
+                 [8] = 1 },
+    };
+
+    qtest_memwrite(d->s, BUFFERS, &header, sizeof(header));
+    qtest_memwrite(d->s, BUFFERS + PAGE, &cmd, sizeof(cmd));
+    for (int i = 0; i < 8; i++) {
+        random_desc(d, BUFFERS + 2 * PAGE, i, 8, packed);
+    }
+}
+
+static void random_driver(const char *args, int queues)
+{
+    struct sigaction action = { .sa_handler = too_long };
+    gint64 end = g_get_monotonic_time() + RANDOM_SECONDS * G_USEC_PER_SEC;
+    Dev *d;
+
+    sigaction(SIGALRM, &action, NULL);
+    alarm(60);
+    d = dev_new(NULL, args);
+    while (g_get_monotonic_time() < end) {
+        bool packed = one_in(2);
+        uint64_t features = packed ? PACKED : 0;
+
+        features |= one_in(2) ? INDIRECT : 0;
+        features |= one_in(2) ? EVENT_IDX : 0;
+        features |= one_in(3) ? IN_ORDER : 0;
+        write8(d, COMMON(device_status), 0);
+        features &= get_features(d);
+        if (strstr(args, "free-page-hint")) {
+            features |= 1ull << VIRTIO_BALLOON_F_FREE_PAGE_HINT;
+        }
+        start_driver(d, features);
+        for (int i = 0; i < queues; i++) {
+            setup_queue(d, i, 1 << g_test_rand_int_range(3, 7));
+        }
+        if (one_in(4)) {
+            setup_msix(d, queues - 1);
+        }
+        driver_ok(d);
+
+        for (int step = g_test_rand_int_range(1, 20); step > 0; step--) {
+            int index = one_in(3) ? g_test_rand_int_range(0, queues)
+                                  : queues - 1;
+            Queue *q = &d->q[index];
+
+            random_buffers(d, packed);
+            for (int i = 0; i < 8; i++) {
+                random_desc(d, q->desc, i, q->size, packed);
+            }
+            for (int i = g_test_rand_int_range(0, 6); !packed && i > 0; i--) {
+                make_available(d, index, g_test_rand_int_range(0, 8));
+            }
+            kick(d, index);
+            if (one_in(4)) {
+                qpci_io_writel(d->pci->pdev, d->pci->bar,
+                               d->pci->device_cfg_offset +
+                               4 * g_test_rand_int_range(0, 10),
+                               g_test_rand_int());
+            }
+            if (one_in(6)) {
+                write16(d, COMMON(queue_select), index);
+                write16(d, COMMON(queue_size), g_test_rand_int_range(0, 1025));
+            }
+            if (one_in(10)) {
+                qtest_qmp_assert_success(d->s, "{ 'execute': 'stop' }");
+                qtest_qmp_assert_success(d->s, "{ 'execute': 'cont' }");
+            }
+        }
+    }
+    assert_alive(d);
+    dev_free(d);
+    alarm(0);
+}
+
+static const struct {
+    const char *name, *args;
+    int queues;
+} random_devs[] = {
+    { "blk", SLOW "-device virtio-blk-pci,addr=4,drive=slow,packed=on,"
+             "in_order=on,disable-legacy=on,rerror=report,werror=report", 1 },
+    { "blk-iothread", BLK_IOTHREAD ",packed=on,in_order=on", 1 },
+    { "scsi", SLOW "-device virtio-scsi-pci,id=scsi,addr=4,num_queues=1,"
+              "disable-legacy=on,packed=on,in_order=on "
+              "-device scsi-hd,drive=slow,bus=scsi.0,scsi-id=1", 3 },
+    { "scsi-iothread", SLOW "-device virtio-scsi-pci,id=scsi,addr=4,"
+              "num_queues=1,disable-legacy=on,packed=on,in_order=on,"
+              "iothread=io0 "
+              "-device scsi-hd,drive=slow,bus=scsi.0,scsi-id=1", 3 },
+    { "balloon", "-device virtio-balloon-pci,addr=4,free-page-hint=on,"
+                 "packed=on,in_order=on,iothread=io0,disable-legacy=on", 4 },
+};
+
+static void test_random(gconstpointer opaque)
+{
+    int i = GPOINTER_TO_INT(opaque);
+
+    random_driver(random_devs[i].args, random_devs[i].queues);
+}
+
 /* --- Features ------------------------------------------------------------ */
 
 /* A guest acknowledges a filter of VLANs that is not offered */
@@ -1434,6 +1600,12 @@ int main(int argc, char **argv)
     add_both("dma/to-itself", test_dma_to_itself, run_stock_hangs);
     add_both("dma/gpu-port", test_dma_gpu_port, run_stock_hangs);
     add("features/masked", test_masked_features);
+    for (int i = 0; i < ARRAY_SIZE(random_devs); i++) {
+        g_autofree char *path = g_strdup_printf("/virtio-hardening/random/%s",
+                                                random_devs[i].name);
+
+        qtest_add_data_func(path, GINT_TO_POINTER(i), test_random);
+    }
 
     return g_test_run();
 }

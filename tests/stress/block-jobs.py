@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Block jobs x IOThreads x state of the VM: random commands, while a driver of
-virtio-blk keeps requests in flight and knows what each block must hold."""
+virtio-blk keeps requests in flight and knows what each block must hold. Some
+images are behind an NBD server with latency, so that jobs, and requests, end
+while something else happens."""
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import pathlib
 import random
 import socket
@@ -28,6 +31,7 @@ SESSION = 100           # steps with one process
 BLOCKS = 2048           # of 4 KiB
 SIZE = BLOCKS * 4096
 SLOT = 5
+IOPS = 400               # of a slow image
 
 
 class Failure(Exception):
@@ -79,6 +83,8 @@ class Session:
         self.model: dict[int, set[int]] = {}    # what a block may hold
         self.running = self.plugged = True
         self.fragile: set[str] = set()          # jobs not to be completed
+        # Servers of images that are only slow
+        self.slow: list[subprocess.Popen[bytes]] = []
         base, top = self.image("base"), folder / "top.qcow2"
         self.img("create", "-f", "qcow2", "-b", base, "-F", "qcow2", top)
         self.process = subprocess.Popen(
@@ -95,8 +101,9 @@ class Session:
         self.qtest = Line(folder / "qtest")
         self.ok("nbd-server-start", addr={
             "type": "unix", "data": {"path": f"{folder}/nbd"}})
-        self.ok("blockdev-add", **self.node("n0", top, backing=self.node(
-            "base", base)))
+        self.ok("blockdev-add", **self.node("base", base, rng.random() < 0.4))
+        self.ok("blockdev-add", **self.node("n0", top, rng.random() < 0.4,
+                                            backing="base"))
         self.plug("n0")
         self.disk = VirtioBlk(self.qtest.ask, SLOT)
 
@@ -110,9 +117,35 @@ class Session:
         return path
 
     @staticmethod
-    def node(name: str, path: pathlib.Path, **more: Any) -> dict[str, Any]:
-        return {"driver": "qcow2", "node-name": name,
-                "file": {"driver": "file", "filename": str(path)}, **more}
+    def listens(place: pathlib.Path) -> bool:
+        with socket.socket(socket.AF_UNIX) as client:
+            return client.connect_ex(str(place)) == 0
+
+    def serve(self, path: pathlib.Path, *options: str) -> dict[str, Any]:
+        """Serve a file by NBD; return what is to be opened."""
+        place = path.with_suffix(".sock")
+        server = subprocess.Popen(
+            [self.build / "qemu-nbd", "-t", "-e", "4", "-k", place, *options],
+            stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        (self.slow if options[0] == "--object" else self.servers).append(
+            server)
+        wait_until(lambda: server.poll() is not None or self.listens(place),
+                   str(place))
+        return {"driver": "nbd", "server": {"type": "unix",
+                                            "path": str(place)}}
+
+    def node(self, name: str, path: pathlib.Path, slow: bool = False,
+             **more: Any) -> dict[str, Any]:
+        """An image, behind some latency if it is to be slow."""
+        file: dict[str, Any] = {"driver": "file", "filename": str(path)}
+        if slow:
+            # It cannot grow there
+            os.truncate(path, 2 * SIZE)
+            file = self.serve(
+                path, "--object", f"throttle-group,id=tg,x-iops-total={IOPS}",
+                "--image-opts", "driver=throttle,throttle-group=tg,"
+                f"file.driver=file,file.filename={path}")
+        return {"driver": "qcow2", "node-name": name, "file": file, **more}
 
     def qmp(self, command: str, **arguments: Any) -> dict[str, Any]:
         arguments = {name.replace("_", "-"): value
@@ -155,8 +188,11 @@ class Session:
 
     def lost(self) -> None:
         """The guest forgets its requests; they may have been done."""
-        self.check(self.disk.reap())
-        for request in self.disk.flying.values():
+        answered = self.disk.reap()
+        self.check([each for each in answered if not each.status])
+        # Those that a drained section held back are cancelled
+        for request in (*self.disk.flying.values(), *(
+                each for each in answered if each.status)):
             if request.kind == WRITE:
                 self.model.setdefault(request.block, {0}).add(request.data[0])
 
@@ -189,7 +225,9 @@ class Session:
         self.disk.submit(requests)
 
     def drain(self) -> None:
-        if self.running and self.plugged:
+        if self.running and self.plugged and not any(
+                info["status"] == "pending"
+                for info in self.ok("query-jobs")):
             self.check(self.disk.drain(TIMEOUT))
 
     # The VM
@@ -214,6 +252,10 @@ class Session:
 
     def unplug(self) -> None:
         """And plug it again, when no export pins the node elsewhere."""
+        # The filter of a job that ends meanwhile would be gone
+        if any(info["status"] != "pending"
+               for info in self.ok("query-jobs")):
+            return
         if not self.running:
             self.cont()
         for info in self.ok("query-block-exports"):
@@ -249,10 +291,10 @@ class Session:
     def target(self) -> tuple[str, bool]:
         """The name of a new node, and whether it serves as the disk."""
         name = f"n{next(self.names)}"
-        kind = self.rng.choice(["good", "good", "good", "full", "dying"])
+        kind = self.rng.choice(["good", "good", "slow", "slow", "full", "dying"])
         path = self.image(name)
-        if kind == "good":
-            self.ok("blockdev-add", **self.node(name, path))
+        if kind in ("good", "slow"):
+            self.ok("blockdev-add", **self.node(name, path, kind == "slow"))
         elif kind == "full":
             self.ok("blockdev-add", driver="blkdebug", node_name=name,
                     image={"driver": "null-co", "size": SIZE,
@@ -261,15 +303,10 @@ class Session:
                                    "errno": 28, "immediately":
                                    self.rng.random() < 0.5}])
         else:
-            place = self.folder / name
             path = path.rename(path.with_suffix(".served"))
-            self.servers.append(subprocess.Popen(
-                [self.build / "qemu-nbd", "-t", "-f", "qcow2", "-k", place,
-                 path], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-            wait_until(lambda: "return" in self.qmp(
-                "blockdev-add", driver="nbd", node_name=name, server={
-                    "type": "unix", "path": str(place)}), str(place))
-        return name, kind == "good"
+            self.ok("blockdev-add", node_name=name, **self.serve(
+                path, "-f", "qcow2", str(path)))
+        return name, kind in ("good", "slow")
 
     def jobs(self) -> list[str]:
         return [info["id"] for info in self.ok("query-jobs")]
@@ -280,7 +317,12 @@ class Session:
         name, kind = f"j{next(self.names)}", self.rng.choice(
             ["mirror", "mirror", "backup", "commit", "stream"])
         arguments: dict[str, Any] = {"job_id": name, "device": self.active(),
-                                     "speed": self.rng.choice([0, 1 << 20])}
+                                     "speed": self.rng.choice([0, 1 << 20]),
+                                     "auto_finalize":
+                                     self.rng.random() < 0.7,
+                                     # With a name, it is what is plugged:
+                                     # jobs do not see who writes below
+                                     "filter_node_name": f"f{name}"}
         if kind in ("commit", "stream"):
             self.qmp("block-" + kind, **arguments)
             return
@@ -302,7 +344,7 @@ class Session:
     def job_verb(self) -> None:
         for name in self.rng.sample(self.jobs(), min(1, len(self.jobs()))):
             verb = self.rng.choice(["cancel", "force", "complete", "complete",
-                                    "pause", "resume", "speed"])
+                                    "pause", "resume", "speed", "finalize"])
             if verb == "force":
                 self.qmp("block-job-cancel", device=name, force=True)
             elif verb == "speed":
@@ -334,11 +376,14 @@ class Session:
         self.process.wait(TIMEOUT)
         if self.process.returncode:
             raise Failure(f"crash: {self.process.returncode} at quit")
+        for server in self.slow:
+            server.terminate()
+            server.wait(TIMEOUT)
         for path in self.folder.glob("*.qcow2"):
             self.img("check", path)
 
     def kill(self) -> None:
-        for process in (self.process, *self.servers):
+        for process in (self.process, *self.servers, *self.slow):
             process.kill()
             process.wait()
 

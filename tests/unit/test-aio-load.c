@@ -12,8 +12,10 @@
 
 #include "qemu/osdep.h"
 #include "block/aio.h"
+#include "io/channel-file.h"
 #include "qapi/error.h"
 #include "qemu/main-loop.h"
+#include "qemu/module.h"
 #include "qemu/rcu.h"
 #include "util/aio-posix.h"
 
@@ -853,12 +855,23 @@ static void main_fd_read(void *opaque)
     g_assert_cmpint(read(GPOINTER_TO_INT(opaque), &byte, 1), ==, 1);
 }
 
+static gboolean main_channel_read(QIOChannel *ioc, GIOCondition condition,
+                                  gpointer data)
+{
+    char byte;
+
+    g_assert_cmpint(qio_channel_read(ioc, &byte, 1, &error_abort), ==, 1);
+    return G_SOURCE_CONTINUE;
+}
+
 static void test_main_loop(void)
 {
     AioContext *ctx = qemu_get_aio_context();
     MainWork work = { };
     AioLoadFigures a = {}, b;
     Shares shares;
+    QIOChannel *ioc;
+    guint watch;
     int fds[2];
 
     work.timer = timer_new_ns(QEMU_CLOCK_REALTIME, main_timer_cb, &work);
@@ -890,7 +903,19 @@ static void test_main_loop(void)
     /* it never had to wait */
     g_assert_cmpuint(b.blocked_ns, ==, a.blocked_ns);
     qemu_set_fd_handler(fds[0], NULL, NULL, NULL);
-    close(fds[0]);
+
+    /* Those of channels, such as character devices have, are in none */
+    ioc = QIO_CHANNEL(qio_channel_file_new_fd(fds[0]));
+    watch = qio_channel_add_watch(ioc, G_IO_IN, main_channel_read, NULL, NULL);
+    a = b;
+    for (int i = 0; i < KICKS; i++) {
+        g_assert_cmpint(write(fds[1], "", 1), ==, 1);
+        main_loop_wait(true);
+    }
+    aio_load_read(ctx, &b);
+    g_assert_cmpuint(b.events - a.events, ==, KICKS);
+    g_source_remove(watch);
+    object_unref(OBJECT(ioc));
     close(fds[1]);
 }
 
@@ -929,6 +954,7 @@ int main(int argc, char **argv)
     const unsigned all = (1 << ARRAY_SIZE(way_names)) - 1;
     const unsigned polls = (1 << WAIT_IO_URING) | (1 << WAIT_PPOLL);
 
+    module_call_init(MODULE_INIT_QOM);
     qemu_init_main_loop(&error_abort);
 
     g_test_init(&argc, &argv, NULL);
