@@ -291,7 +291,8 @@ class Session:
     def target(self) -> tuple[str, bool]:
         """The name of a new node, and whether it serves as the disk."""
         name = f"n{next(self.names)}"
-        kind = self.rng.choice(["good", "good", "slow", "slow", "full", "dying"])
+        kind = self.rng.choice(
+            ["good", "good", "slow", "slow", "full", "dying"])
         path = self.image(name)
         if kind in ("good", "slow"):
             self.ok("blockdev-add", **self.node(name, path, kind == "slow"))

@@ -19,6 +19,8 @@ from qemu_test.virtioqtest import READ, SCSI, WRITE, Virtio
 Json = Dict[str, Any]
 
 PATIENCE = 20
+IDE, BUS_MASTER = 0x1f0, 0xc000
+BUSY, DRQ = 0x80, 0x08
 
 
 class HeldRequests(QemuSystemTest):
@@ -187,13 +189,49 @@ class HeldRequests(QemuSystemTest):
         self.unplug(vm)
         self.end(vm)
 
-    def test_nvme(self) -> None:
-        """An NVMe disk is unplugged"""
-        vm = self.launch()
-        vm.cmd('device_add', driver='nvme', id='d', drive='s', serial='1')
-        self.hold(vm)
-        self.unplug(vm)
-        self.end(vm)
+    def test_plug(self) -> None:
+        """A disk is plugged while it is drained"""
+        for plug in self.plug, self.plug_scsi:
+            vm = self.launch()
+            self.hold(vm)
+            plug(vm, ioeventfd=False)
+            self.unplug(vm)
+            plug(vm, ioeventfd=False)
+            self.end(vm)
+
+    def test_ide(self) -> None:
+        """A PC with an IDE disk is reset"""
+        for dma in False, True:
+            vm = QEMUQtestMachine(self.qemu_bin, base_temp_dir=self.workdir)
+            vm.set_machine('pc')
+            vm.add_args(
+                '-nodefaults',
+                '-blockdev', 'null-co,node-name=s,size=1048576,read-zeroes=on',
+                '-blockdev', 'null-co,node-name=t,size=1048576,read-zeroes=on',
+                '-device', 'ide-hd,drive=s,bus=ide.0,unit=0,rerror=stop')
+            self.started.append(vm)
+            vm.launch()
+            self.hold(vm)
+
+            def ask(line: str, qtest: Any = vm.qtest) -> int:
+                return int((qtest(line).split() + ['0'])[1], 0)
+
+            for address, value in ((0xcf8, 0x80000920), (0xcfc, BUS_MASTER),
+                                   (0xcf8, 0x80000904), (0xcfc, 5)):
+                ask(f'outl {address:#x} {value:#x}')
+            for register, value in (6, 0xe0), (2, 1), (3, 0), (4, 0), (5, 0):
+                ask(f'outb {IDE + register:#x} {value}')
+            ask(f'outb {IDE + 7:#x} {0xc8 if dma else 0x20}')
+            if dma:
+                ask('write 0x100000 8 0x0000200000020080')
+                ask(f'outl {BUS_MASTER + 4:#x} 0x100000')
+                ask(f'outb {BUS_MASTER:#x} 9')
+            self.assertTrue(ask(f'inb {IDE + 7:#x}') & (BUSY | DRQ))
+            vm.cmd('system_reset')
+            self.assertTrue(vm.event_wait('RESET', PATIENCE))
+            self.wait_for(lambda a=ask: not a(f'inb {IDE + 7:#x}') & BUSY)
+            self.assertTrue(vm.cmd('query-status')['running'])
+            self.end(vm)
 
 
 if __name__ == '__main__':
