@@ -376,13 +376,13 @@ def tap_program(session: Session, name: str, tree: str, program: Path,
         return [Result(name, "failed", f"there is no {program}")]
     folder = session.folder(tree)
     log = session.builder.repo.log / f"test-{name}.log"
-    # Sockets are named by process id, which two environments may share.
+    script = program.suffix == ".py"
+    # qtests name sockets by process id, which two environments may share.
     with TemporaryDirectory(prefix="fork-test-") as temporary:
         code = session.builder.env.logged(
-            ["python3", program] if program.suffix == ".py" else
-            [program, *words], log, cwd=folder, timeout=1800,
-            env=session.variables() | {
-                "TMPDIR": temporary,
+            ["python3", program] if script else [program, *words],
+            log, cwd=folder, timeout=1800, env=session.variables() | {
+                "TMPDIR": "/tmp" if script else temporary,
                 "QEMU_TEST_QEMU_BINARY": str(folder / "qemu-system-x86_64"),
                 "QEMU_TEST_QEMU_IMG": str(folder / "qemu-img"),
                 "QEMU_BUILD_ROOT": str(folder),
