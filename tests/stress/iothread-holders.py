@@ -573,6 +573,7 @@ class Session:
             except Refused as error:
                 raise Failure('place', f'{node}: not in {place}, for '
                               f'{error}') from None
+            self.chosen[node] = place
         if nodes:
             self.sync()
             self.check_holders()
