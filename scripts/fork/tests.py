@@ -340,15 +340,20 @@ def suite_model(session: Session) -> list[Result]:
 
 def suite_asan(session: Session) -> list[Result]:
     session.build("asan", "stock")
+    return together([partial(asan_qtest, session, name)
+                     for name in ASAN_QTESTS if session.only in ("", name)])
+
+
+def asan_qtest(session: Session, name: str) -> list[Result]:
     folder = session.folder("asan")
     env = {"QTEST_QEMU_BINARY": str(folder / "qemu-system-x86_64"), **ASAN}
-    no_leaks = {"virtio-gpu-blob-test": {  # Mesa and SDL leak
-        "ASAN_OPTIONS": "detect_leaks=0"}}
-    return together([
-        partial(tap_program, session, f"asan-{name}", "asan",
-                folder / "tests/qtest" / name, env | no_leaks.get(name, {}),
-                "--tap", "-k")
-        for name in ASAN_QTESTS if session.only in ("", name)])
+    if name == "virtio-gpu-blob-test":  # Mesa and SDL leak
+        env["ASAN_OPTIONS"] = "detect_leaks=0"
+    # qtests name sockets by process id, which two environments may share.
+    with TemporaryDirectory(prefix="fork-test-") as temporary:
+        return tap_program(session, f"asan-{name}", "asan",
+                           folder / "tests/qtest" / name,
+                           env | {"TMPDIR": temporary}, "--tap", "-k")
 
 
 ASAN = {"ASAN_OPTIONS": os.environ.get("ASAN_OPTIONS", "detect_leaks=1"),
@@ -376,17 +381,14 @@ def tap_program(session: Session, name: str, tree: str, program: Path,
         return [Result(name, "failed", f"there is no {program}")]
     folder = session.folder(tree)
     log = session.builder.repo.log / f"test-{name}.log"
-    script = program.suffix == ".py"
-    # qtests name sockets by process id, which two environments may share.
-    with TemporaryDirectory(prefix="fork-test-") as temporary:
-        code = session.builder.env.logged(
-            ["python3", program] if script else [program, *words],
-            log, cwd=folder, timeout=1800, env=session.variables() | {
-                "TMPDIR": "/tmp" if script else temporary,
-                "QEMU_TEST_QEMU_BINARY": str(folder / "qemu-system-x86_64"),
-                "QEMU_TEST_QEMU_IMG": str(folder / "qemu-img"),
-                "QEMU_BUILD_ROOT": str(folder),
-                "MESON_BUILD_ROOT": str(folder)} | env)
+    code = session.builder.env.logged(
+        ["python3", program] if program.suffix == ".py" else
+        [program, *words], log, cwd=folder, timeout=1800,
+        env=session.variables() | {
+            "QEMU_TEST_QEMU_BINARY": str(folder / "qemu-system-x86_64"),
+            "QEMU_TEST_QEMU_IMG": str(folder / "qemu-img"),
+            "QEMU_BUILD_ROOT": str(folder),
+            "MESON_BUILD_ROOT": str(folder)} | env)
     found = from_tap(log.read_text(errors="replace"), code)
     for result in found:
         if result.status == "failed":
