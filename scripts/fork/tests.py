@@ -24,7 +24,8 @@ OWN_QTESTS = ("iothread-holder-test", "iothread-holder-users-test",
               "iothread-holder-xen-test", "virtio-gpu-blob-test",
               "event-loop-stats-test", "ide-drain-test", "memory-region-test",
               "net-hardening-test", "ram-blocks-test", "tcg-memory-map-test",
-              "virtio-gpu-2d-test", "virtio-hardening-test")
+              "virtio-gpu-2d-test", "virtio-hardening-test",
+              "virtio-limits-test")
 # 1,000 rounds of plug and unplug, without a leak; random virtio-gpu commands.
 ASAN_QTESTS = (*OWN_QTESTS[:2], "virtio-gpu-blob-test")
 PROGRAMS = ("qemu-system-x86_64", "storage-daemon/qemu-storage-daemon")

@@ -235,11 +235,16 @@ static Dev *dev_new(const char *binary, const char *args)
     return d;
 }
 
+static void dev_free_pci(Dev *d)
+{
+    g_free(d->pci->pdev);
+    g_free(d->pci);
+}
+
 static void dev_free(Dev *d)
 {
     qtest_quit(d->s);
-    g_free(d->pci->pdev);
-    g_free(d->pci);
+    dev_free_pci(d);
     qpci_free_pc(d->bus);
     g_free(d);
 }
@@ -356,6 +361,9 @@ static void run_stock(gconstpointer func)
     }
 }
 
+/* Seconds after which a QEMU that does not answer counts as hung */
+#define HANG 6
+
 static void too_long(int signal)
 {
     kill(qemu_pid, SIGKILL);
@@ -370,7 +378,7 @@ static void run_stock_hangs(gconstpointer func)
         struct sigaction action = { .sa_handler = too_long };
 
         sigaction(SIGALRM, &action, NULL);
-        alarm(6);
+        alarm(HANG);
         test(STOCK_BINARY);
     }
 }
@@ -1150,11 +1158,17 @@ static void test_unpop_packed(const char *binary)
 /*
  * Requests whose buffer is not in RAM, while the VM stops, continues and is
  * reset: what has the BQL must not wait for an IOThread that waits for it.
+ * Stock only hangs when it meets the moment, so it gets as long as it takes.
  */
 static void dma_and_stop(Dev *d, uint64_t features, int index,
                          const Buffer *chain, int n)
 {
-    for (int round = 0; round < 25; round++) {
+    bool stock = g_test_subprocess();
+
+    for (int round = 0; stock || round < 25; round++) {
+        if (stock) {
+            alarm(HANG);
+        }
         start_driver(d, features);
         setup_queue(d, index, 256);
         driver_ok(d);
@@ -1296,6 +1310,164 @@ static void test_dma_to_itself(const char *binary)
 {
     dma_to_itself(binary, SLOW "-device virtio-blk-pci,addr=4,drive=slow,"
                   "disable-legacy=on");
+}
+
+/* A sector that queue @index of @d reads: bytes 256 to 256 + @len go to @addr */
+static void read_to(Dev *d, int index, uint64_t addr, uint32_t len)
+{
+    BlkHeader header = { .type = cpu_to_le32(VIRTIO_BLK_T_IN) };
+    Buffer chain[] = {
+        { BUFFERS, sizeof(header), 0 },
+        { BUFFERS + PAGE, 256, VRING_DESC_F_WRITE },
+        { addr, len, VRING_DESC_F_WRITE },
+        { BUFFERS + PAGE, 256 - len, VRING_DESC_F_WRITE },
+        { BUFFERS + 2 * PAGE, 1, VRING_DESC_F_WRITE },
+    };
+
+    qtest_memwrite(d->s, BUFFERS, &header, sizeof(header));
+    write_chain(d, index, 0, chain, ARRAY_SIZE(chain));
+    make_available(d, index, 0);
+    kick(d, index);
+}
+
+static void reset_machine(Dev *d)
+{
+    qtest_qmp_assert_success(d->s, "{ 'execute': 'system_reset' }");
+    qtest_qmp_eventwait(d->s, "RESET");
+}
+
+/*
+ * What is read from a disk resets another one.  That cannot wait for all
+ * requests: one of them is the one that does it.
+ */
+static void test_dma_to_other(const char *binary)
+{
+    Dev *d = dev_new(binary, SLOW
+                     "-device virtio-blk-pci,addr=4,drive=slow,"
+                     "disable-legacy=on "
+                     "-device virtio-blk-pci,addr=5,drive=n,num-queues=2,"
+                     "disable-legacy=on");
+    Dev other = *d;
+    uint8_t status;
+
+    dev_find(&other, QPCI_DEVFN(5, 0));
+    start_driver(&other, 0);
+    setup_queue(&other, 1, 256);
+    driver_ok(&other);
+    status = get_status(&other);
+
+    start_driver(d, 0);
+    setup_queue(d, 0, 256);
+    driver_ok(d);
+    read_to(d, 0, other.pci->bar.addr + other.pci->common_cfg_offset +
+            COMMON(device_status), 1);
+    wait_used(d, 0, 1);
+    g_assert_cmphex(get_status(&other), ==, status);
+    reset_machine(d);
+    assert_alive(d);
+    dev_free_pci(&other);
+    dev_free(d);
+}
+
+/* An NVMe controller with a read in flight; returns the address of CC */
+static uint64_t nvme_read(Dev *d, int slot, uint64_t mem)
+{
+    uint64_t admin = mem, admin_done = mem + PAGE, queue = mem + 2 * PAGE;
+    uint32_t create_cq[16] = {
+        [0] = cpu_to_le32(0x05 | 1 << 16),
+        [6] = cpu_to_le32(mem + 3 * PAGE),
+        [10] = cpu_to_le32(1 | 31 << 16), [11] = cpu_to_le32(1),
+    };
+    uint32_t create_sq[16] = {
+        [0] = cpu_to_le32(0x01 | 2 << 16),
+        [6] = cpu_to_le32(queue),
+        [10] = cpu_to_le32(1 | 31 << 16), [11] = cpu_to_le32(1 | 1 << 16),
+    };
+    uint32_t read[16] = {
+        [0] = cpu_to_le32(0x02 | 3 << 16), [1] = cpu_to_le32(1),
+        [6] = cpu_to_le32(mem + 4 * PAGE),
+    };
+    QPCIDevice *pdev = qpci_device_find(d->bus, QPCI_DEVFN(slot, 0));
+    QPCIBar bar;
+
+    g_assert_nonnull(pdev);
+    qpci_device_enable(pdev);
+    bar = qpci_iomap(pdev, 0, NULL);
+    qtest_memset(d->s, mem, 0, 5 * PAGE);
+    qpci_io_writel(pdev, bar, 0x24, 31 | 31 << 16);     /* AQA */
+    qpci_io_writeq(pdev, bar, 0x28, admin);             /* ASQ */
+    qpci_io_writeq(pdev, bar, 0x30, admin_done);        /* ACQ */
+    qpci_io_writel(pdev, bar, 0x14, 0x460001);          /* CC */
+    g_assert_cmphex(qpci_io_readl(pdev, bar, 0x1c) & 1, ==, 1);
+
+    qtest_memwrite(d->s, admin, create_cq, sizeof(create_cq));
+    qtest_memwrite(d->s, admin + 64, create_sq, sizeof(create_sq));
+    qpci_io_writel(pdev, bar, 0x1000, 2);
+    for (int i = 0; i < 500 && !qtest_readl(d->s, admin_done + 28); i++) {
+        g_usleep(10 * 1000);
+    }
+    g_assert_cmphex(qtest_readl(d->s, admin_done + 28), ==, 2 | 1 << 16);
+    qtest_memwrite(d->s, queue, read, sizeof(read));
+    qpci_io_writel(pdev, bar, 0x1008, 1);
+    g_free(pdev);
+    return bar.addr + 0x14;
+}
+
+#define DISK(name, latency) \
+    "-blockdev null-co,node-name=" name ",read-zeroes=on,size=1048576," \
+    "latency-ns=" latency "000000 "
+
+/*
+ * What two disks read resets two controllers, which wait for requests. The
+ * requests of the disks are not done in the order in which they began to wait.
+ */
+static void test_dma_waits(const char *binary)
+{
+    Dev *d = dev_new(binary,
+                     DISK("a", "100") DISK("b", "500")
+                     DISK("c", "200") DISK("d", "800")
+                     "-device virtio-blk-pci,addr=4,drive=a,num-queues=2,"
+                     "disable-legacy=on "
+                     "-device virtio-blk-pci,addr=5,drive=c,num-queues=2,"
+                     "disable-legacy=on "
+                     "-device nvme,addr=6,serial=b,drive=b "
+                     "-device nvme,addr=7,serial=d,drive=d");
+    Dev other = *d;
+    uint64_t cc[2];
+
+    dev_find(&other, QPCI_DEVFN(5, 0));
+    start_driver(d, 0);
+    setup_queue(d, 0, 256);
+    driver_ok(d);
+    start_driver(&other, 0);
+    setup_queue(&other, 1, 256);
+    driver_ok(&other);
+    cc[0] = nvme_read(d, 6, BUFFERS + 16 * PAGE);
+    cc[1] = nvme_read(d, 7, BUFFERS + 32 * PAGE);
+    read_to(d, 0, cc[0], 4);
+    read_to(&other, 1, cc[1], 4);
+    wait_used(d, 0, 1);
+    wait_used(&other, 1, 1);
+    g_assert_cmphex(qtest_readl(d->s, cc[0]), ==, 0);
+    g_assert_cmphex(qtest_readl(d->s, cc[1]), ==, 0);
+    reset_machine(d);
+    reset_machine(d);
+
+    /* Reset while they wait */
+    dev_free_pci(d);
+    dev_free_pci(&other);
+    dev_find(d, QPCI_DEVFN(4, 0));
+    start_driver(d, 0);
+    setup_queue(d, 0, 256);
+    driver_ok(d);
+    cc[0] = nvme_read(d, 6, BUFFERS + 16 * PAGE);
+    read_to(d, 0, cc[0], 4);
+    g_usleep(200 * 1000);
+    reset_machine(d);
+    dev_free_pci(d);
+    dev_find(d, QPCI_DEVFN(4, 0));
+    g_assert_cmphex(get_status(d), ==, 0);
+    dev_free(d);
 }
 
 /* Commands that fail, with an answer of 24 bytes to @answer */
@@ -1598,6 +1770,8 @@ int main(int argc, char **argv)
     add_both("dma/to-itself-iothread", test_dma_to_itself_iothread,
              run_stock_hangs);
     add_both("dma/to-itself", test_dma_to_itself, run_stock_hangs);
+    add_both("dma/to-other", test_dma_to_other, run_stock_hangs);
+    qtest_add_data_func("/virtio-hardening/dma/waits", test_dma_waits, run);
     add_both("dma/gpu-port", test_dma_gpu_port, run_stock_hangs);
     add("features/masked", test_masked_features);
     for (int i = 0; i < ARRAY_SIZE(random_devs); i++) {

@@ -297,10 +297,11 @@ class QmpClients(QemuSystemTest):
 
     def test_pipe(self) -> None:
         """All commands are executed before the end of input"""
-        for binary in self.programs:
-            with self.subTest(binary):
+        for binary, oob in itertools.product(self.programs, (False, True)):
+            with self.subTest(binary, oob=oob):
                 daemon = 'storage-daemon' in binary
-                commands = [{'execute': 'qmp_capabilities'}] + [
+                commands = [{'execute': 'qmp_capabilities', 'arguments': {
+                    'enable': ['oob'] if oob else []}}] + [
                     {'execute': 'query-version', 'id': number}
                     for number in range(200)] + [
                         {'execute': 'quit', 'id': 200}]

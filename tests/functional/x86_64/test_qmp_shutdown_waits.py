@@ -11,6 +11,7 @@ go on while it waits.
 import os
 import signal
 import socket
+import struct
 import subprocess
 import time
 from typing import List, Optional
@@ -159,6 +160,49 @@ class QmpShutdownWaits(QemuSystemTest):
         server.send_signal(signal.SIGCONT)
         self.assertEqual(program.wait(PATIENCE), 0)
         self.assertIn('return', client.answer(1))
+
+    def stalled(self, program: Program, write: bool) -> None:
+        """A client of an export does not go on, and the program is ended"""
+        client = self.connect(program)
+        path = os.path.join(self.socket_dir().name, f'{self.count}', 'nbd')
+        client.execute('nbd-server-start', {
+            'addr': {'type': 'unix', 'data': {'path': path}}})
+        client.execute('block-export-add', {
+            'type': 'nbd', 'id': 'null', 'node-name': 'null',
+            'writable': True})
+        with socket.socket(socket.AF_UNIX) as user:
+            user.connect(path)
+            user.settimeout(PATIENCE)
+            user.sendall(struct.pack('>I', 3))
+            user.sendall(b'IHAVEOPT' + struct.pack('>II4s', 1, 4, b'null'))
+            greeting = b''
+            while len(greeting) < 18 + 10:
+                greeting += user.recv(28 - len(greeting))
+            if write:
+                user.sendall(struct.pack('>IHHQQI', 0x25609513, 0, 1, 1, 0,
+                                         MIB) + b'x' * 1000)
+            else:
+                for i in range(8):
+                    user.sendall(struct.pack('>IHHQQI', 0x25609513, 0, 0, i, 0,
+                                             MIB))
+            time.sleep(0.3)
+            program.kill()
+            status = program.wait(SOON)
+            if program.command[0] in self.stock and not write:
+                self.assertIsNone(status)
+            else:
+                self.assertEqual(status, 0)
+
+    def test_stalled(self) -> None:
+        """Clients that stop within a write, or do not read their answers"""
+        for binary in self.programs + self.stock:
+            for write in True, False:
+                with self.subTest(binary, write=write):
+                    dash = '--' if 'storage-daemon' in binary else '-'
+                    self.stalled(self.start(binary, [
+                        f'{dash}blockdev',
+                        f'null-co,node-name=null,size={MIB},read-zeroes=on']),
+                        write)
 
     @staticmethod
     def used(program: Program) -> float:

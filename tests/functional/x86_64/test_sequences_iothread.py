@@ -516,6 +516,35 @@ class Sequences(QemuSystemTest):
                     vm.cmd('blockdev-del', {'node-name': name})
             self.end()
 
+    def test_throttled(self) -> None:
+        """A group of throttled disks is drained, and its members move"""
+        vm = self.launch()
+        limits = {'iops': 2000, 'iops_rd': 0, 'iops_wr': 0,
+                  'bps': 0, 'bps_rd': 0, 'bps_wr': 0, 'group': 'g'}
+        disks = []
+        for slot in range(5, 9):
+            self.null(f'n{slot}')
+            disks.append(self.disk(f'n{slot}', slot, {'iothread': 'io0'}))
+            vm.cmd('block_set_io_throttle', {
+                'id': f'/machine/peripheral/d{slot}/virtio-backend', **limits})
+        vm.cmd('object-add', {
+            'qom-type': 'throttle-group', 'id': 'tg',
+            'limits': {'iops-total': 2000}})
+        for number in range(4):
+            vm.cmd('blockdev-add', {
+                'driver': 'throttle', 'node-name': f't{number}',
+                'throttle-group': 'tg', 'file': {
+                    'driver': 'null-co', 'size': MIB}})
+        for turn in range(800):
+            vm.cmd('stop')
+            vm.cmd('cont')
+            vm.cmd('x-blockdev-set-iothread', {
+                'node-name': f't{turn % 4}', 'iothread': f'io{turn // 4 % 2}'})
+            if turn % 100 == 0:
+                for disk in disks:
+                    disk.blk(WRITE, 0)
+        self.end()
+
 
 if __name__ == '__main__':
     QemuSystemTest.main()

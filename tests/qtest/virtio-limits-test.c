@@ -1,0 +1,489 @@
+/*
+ * Lengths and register writes of a guest that virtio devices must bound
+ *
+ * The test is the guest's driver. Tests whose name ends in -stock do the same
+ * to the binary that QTEST_QEMU_STOCK_BINARY names, and show that it fails;
+ * they are skipped where that is not set.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include <sys/resource.h>
+#include "libqtest.h"
+#include "libqos/libqos.h"
+#include "libqos/pci-pc.h"
+#include "libqos/virtio-pci.h"
+#include "qemu/bswap.h"
+#include "qemu/units.h"
+#include "standard-headers/linux/virtio_config.h"
+#include "standard-headers/linux/virtio_crypto.h"
+#include "standard-headers/linux/virtio_pci.h"
+#include "standard-headers/linux/virtio_ring.h"
+#include "standard-headers/linux/virtio_snd.h"
+
+#define STOCK_BINARY "QTEST_QEMU_STOCK_BINARY"
+
+#define RAM_SIZE (64 * MiB)
+#define PAGE 0x1000
+
+/* Guest physical addresses */
+#define RINGS 0x100000
+#define RING_SIZE 0x10000
+#define TABLE 0x700000
+#define BUFFERS 0x800000
+
+#define INDIRECT (1ull << VIRTIO_RING_F_INDIRECT_DESC)
+
+#define READY (VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER | \
+               VIRTIO_CONFIG_S_FEATURES_OK)
+
+typedef struct Queue {
+    uint64_t desc, avail, used, kick;
+    uint16_t size, next;
+} Queue;
+
+typedef struct Dev {
+    QTestState *s;
+    QPCIBus *bus;
+    QVirtioPCIDevice *pci;
+    Queue q[4];
+} Dev;
+
+/* --- The driver ---------------------------------------------------------- */
+
+#define COMMON(field) offsetof(struct virtio_pci_common_cfg, field)
+
+static void write8(Dev *d, uint64_t field, uint8_t value)
+{
+    qpci_io_writeb(d->pci->pdev, d->pci->bar,
+                   d->pci->common_cfg_offset + field, value);
+}
+
+static void write16(Dev *d, uint64_t field, uint16_t value)
+{
+    qpci_io_writew(d->pci->pdev, d->pci->bar,
+                   d->pci->common_cfg_offset + field, value);
+}
+
+static void write32(Dev *d, uint64_t field, uint32_t value)
+{
+    qpci_io_writel(d->pci->pdev, d->pci->bar,
+                   d->pci->common_cfg_offset + field, value);
+}
+
+static void write64(Dev *d, uint64_t field, uint64_t value)
+{
+    write32(d, field, value);
+    write32(d, field + 4, value >> 32);
+}
+
+static uint16_t read16(Dev *d, uint64_t field)
+{
+    return qpci_io_readw(d->pci->pdev, d->pci->bar,
+                         d->pci->common_cfg_offset + field);
+}
+
+static uint8_t get_status(Dev *d)
+{
+    return qpci_io_readb(d->pci->pdev, d->pci->bar,
+                         d->pci->common_cfg_offset + COMMON(device_status));
+}
+
+static void setup_queue(Dev *d, int index, int size)
+{
+    Queue *q = &d->q[index];
+    uint16_t off;
+
+    q->desc = RINGS + index * RING_SIZE;
+    q->avail = q->desc + 4 * PAGE;
+    q->used = q->desc + 8 * PAGE;
+    q->size = size;
+    q->next = 0;
+    qtest_memset(d->s, q->desc, 0, RING_SIZE);
+
+    write16(d, COMMON(queue_select), index);
+    write16(d, COMMON(queue_size), size);
+    write64(d, COMMON(queue_desc_lo), q->desc);
+    write64(d, COMMON(queue_avail_lo), q->avail);
+    write64(d, COMMON(queue_used_lo), q->used);
+    off = read16(d, COMMON(queue_notify_off));
+    write16(d, COMMON(queue_enable), 1);
+    q->kick = d->pci->notify_cfg_offset + off * d->pci->notify_off_multiplier;
+}
+
+static void start_driver(Dev *d, uint64_t features, int queues)
+{
+    features |= 1ull << VIRTIO_F_VERSION_1;
+    write8(d, COMMON(device_status), 0);
+    write8(d, COMMON(device_status), VIRTIO_CONFIG_S_ACKNOWLEDGE |
+                                     VIRTIO_CONFIG_S_DRIVER);
+    for (int i = 0; i < 2; i++) {
+        write32(d, COMMON(guest_feature_select), i);
+        write32(d, COMMON(guest_feature), features >> (32 * i));
+    }
+    write8(d, COMMON(device_status), READY);
+    for (int i = 0; i < queues; i++) {
+        setup_queue(d, i, 32);
+    }
+    write8(d, COMMON(device_status), READY | VIRTIO_CONFIG_S_DRIVER_OK);
+}
+
+static void kick(Dev *d, int index)
+{
+    qpci_io_writew(d->pci->pdev, d->pci->bar, d->q[index].kick, index);
+}
+
+static Dev *dev_new(const char *binary, const char *args)
+{
+    g_autofree char *full = g_strdup_printf(
+        "-machine pc -m 64M -nodefaults %s", args);
+    QPCIAddress addr = { .devfn = QPCI_DEVFN(4, 0) };
+    Dev *d = g_new0(Dev, 1);
+
+    d->s = qtest_init_ext(binary, full, NULL, true);
+    d->bus = qpci_new_pc(d->s, NULL);
+    d->pci = virtio_pci_new(d->bus, &addr);
+    g_assert_nonnull(d->pci);
+    qvirtio_pci_device_enable(d->pci);
+    return d;
+}
+
+static void dev_free(Dev *d)
+{
+    qtest_qmp_assert_success(d->s, "{ 'execute': 'query-status' }");
+    qtest_quit(d->s);
+    g_free(d->pci->pdev);
+    g_free(d->pci);
+    qpci_free_pc(d->bus);
+    g_free(d);
+}
+
+typedef struct Buffer {
+    uint64_t addr;
+    uint32_t len;
+    uint16_t flags;
+} Buffer;
+
+static void write_desc(Dev *d, uint64_t addr, const Buffer *b, uint16_t next)
+{
+    struct vring_desc desc = {
+        .addr = cpu_to_le64(b->addr),
+        .len = cpu_to_le32(b->len),
+        .flags = cpu_to_le16(b->flags),
+        .next = cpu_to_le16(next),
+    };
+
+    qtest_memwrite(d->s, addr, &desc, sizeof(desc));
+}
+
+/* One message of @n buffers, in an indirect table */
+static void send_message(Dev *d, int index, const Buffer *b, int n)
+{
+    Queue *q = &d->q[index];
+    Buffer table = { TABLE, n * sizeof(struct vring_desc),
+                     VRING_DESC_F_INDIRECT };
+
+    for (int i = 0; i < n; i++) {
+        Buffer one = b[i];
+
+        one.flags |= i + 1 < n ? VRING_DESC_F_NEXT : 0;
+        write_desc(d, TABLE + i * sizeof(struct vring_desc), &one, i + 1);
+    }
+    write_desc(d, q->desc, &table, 0);
+    qtest_writew(d->s, q->avail + 4 + 2 * (q->next % q->size), 0);
+    qtest_writew(d->s, q->avail + 2, ++q->next);
+    kick(d, index);
+}
+
+static uint16_t used_idx(Dev *d, int index)
+{
+    return qtest_readw(d->s, d->q[index].used + 2);
+}
+
+static void wait_used(Dev *d, int index, uint16_t idx)
+{
+    for (int i = 0; i < 500 && used_idx(d, index) != idx; i++) {
+        g_usleep(10 * 1000);
+    }
+    g_assert_cmpint(used_idx(d, index), ==, idx);
+    g_assert_cmphex(get_status(d) & VIRTIO_CONFIG_S_NEEDS_RESET, ==, 0);
+}
+
+/* @first, and then as many buffers as there can be, of all the RAM each */
+static void send_large(Dev *d, int index, Buffer first, int n, uint16_t flags)
+{
+    g_autofree Buffer *b = g_new(Buffer, n);
+
+    b[0] = first;
+    for (int i = 1; i < n; i++) {
+        b[i] = (Buffer) { 16 * MiB, RAM_SIZE - 16 * MiB, flags };
+    }
+    send_message(d, index, b, n);
+}
+
+/* QEMU can have 512 MiB of address space more than it has now */
+static void limit_memory(Dev *d)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/statm", qtest_pid(d->s));
+    g_autofree char *statm = NULL;
+    struct rlimit limits;
+    unsigned long pages;
+
+    g_assert_true(g_file_get_contents(path, &statm, NULL, NULL));
+    g_assert_cmpint(sscanf(statm, "%lu", &pages), ==, 1);
+    g_assert_cmpint(prlimit(qtest_pid(d->s), RLIMIT_AS, NULL, &limits), ==, 0);
+    limits.rlim_cur = pages * qemu_real_host_page_size() + 512 * MiB;
+    g_assert_cmpint(prlimit(qtest_pid(d->s), RLIMIT_AS, &limits, NULL), ==, 0);
+}
+
+/* --- How stock fails ----------------------------------------------------- */
+
+typedef void TestFunc(const char *binary);
+
+static void run(gconstpointer func)
+{
+    TestFunc *test = func;
+
+    test(NULL);
+}
+
+static void run_stock(gconstpointer func)
+{
+    TestFunc *test = func;
+
+    if (!getenv(STOCK_BINARY)) {
+        g_test_skip(STOCK_BINARY " is not set");
+    } else if (g_test_subprocess()) {
+        test(STOCK_BINARY);
+    } else {
+        g_test_trap_subprocess(NULL, 60 * G_USEC_PER_SEC, 0);
+        g_test_trap_assert_failed();
+    }
+}
+
+static void add(const char *name, TestFunc *test)
+{
+    g_autofree char *path = g_strdup_printf("/virtio-limits/%s", name);
+    g_autofree char *stock = g_strdup_printf("%s-stock", path);
+
+    qtest_add_data_func(path, test, run);
+    qtest_add_data_func(stock, test, run_stock);
+}
+
+/* --- Messages that are larger than what QEMU can allocate ---------------- */
+
+static void test_serial(const char *binary)
+{
+    enum { CONTROL_OUT = 3 };
+    Dev *d = dev_new(binary, "-device virtio-serial-pci,addr=4,max_ports=2,"
+                     "disable-legacy=on");
+
+    start_driver(d, 1 << 1 /* MULTIPORT */ | INDIRECT, 4);
+    limit_memory(d);
+    send_large(d, CONTROL_OUT, (Buffer) { BUFFERS, 8, 0 }, 1022, 0);
+    wait_used(d, CONTROL_OUT, 1);
+    dev_free(d);
+}
+
+#define SND_CTRL 0
+#define SND_TX 2
+#define SND_RX 3
+
+static Dev *snd_new(const char *binary, const char *backend)
+{
+    g_autofree char *args = g_strdup_printf(
+        "-audiodev %s,id=a,timer-period=10000 "
+        "-device virtio-sound-pci,addr=4,audiodev=a", backend);
+    Dev *d = dev_new(binary, args);
+
+    start_driver(d, INDIRECT, 4);
+    return d;
+}
+
+static void snd_start(Dev *d, uint32_t stream)
+{
+    struct virtio_snd_pcm_hdr start = {
+        .hdr.code = cpu_to_le32(VIRTIO_SND_R_PCM_START),
+        .stream_id = cpu_to_le32(stream),
+    };
+    Buffer b[] = {
+        { BUFFERS, sizeof(start), 0 },
+        { BUFFERS + PAGE, 4, VRING_DESC_F_WRITE },
+    };
+
+    qtest_memwrite(d->s, BUFFERS, &start, sizeof(start));
+    send_message(d, SND_CTRL, b, 2);
+    wait_used(d, SND_CTRL, d->q[SND_CTRL].next);
+    g_assert_cmphex(qtest_readl(d->s, BUFFERS + PAGE), ==, VIRTIO_SND_S_OK);
+}
+
+static void test_snd_tx(const char *binary)
+{
+    Dev *d = snd_new(binary, "none");
+
+    limit_memory(d);
+    qtest_writel(d->s, BUFFERS, 0);
+    send_large(d, SND_TX, (Buffer) { BUFFERS, 4, 0 }, 1022, 0);
+    snd_start(d, 0);
+    qtest_clock_step(d->s, 100 * 1000 * 1000);
+    dev_free(d);
+}
+
+static void test_snd_rx(const char *binary)
+{
+    Dev *d = snd_new(binary, "none");
+
+    limit_memory(d);
+    qtest_writel(d->s, BUFFERS, 1);
+    send_large(d, SND_RX, (Buffer) { BUFFERS, 4, 0 }, 1022,
+               VRING_DESC_F_WRITE);
+    snd_start(d, 1);
+    for (int i = 0; i < 20; i++) {
+        qtest_clock_step(d->s, 10 * 1000 * 1000);
+    }
+    /* a period of silence, and the status */
+    wait_used(d, SND_RX, 1);
+    g_assert_cmpint(qtest_readl(d->s, d->q[SND_RX].used + 8), ==, 2048 + 8);
+    g_assert_cmphex(qtest_readl(d->s, 16 * MiB + 2048), ==, VIRTIO_SND_S_OK);
+    dev_free(d);
+}
+
+/* There is no room for the status of what is recorded */
+static void test_snd_short_rx(const char *binary)
+{
+    Dev *d = snd_new(binary, "none");
+    Buffer b[] = {
+        { BUFFERS, 4, 0 },
+        { BUFFERS + PAGE, 4, VRING_DESC_F_WRITE },
+    };
+
+    qtest_writel(d->s, BUFFERS, 1);
+    send_message(d, SND_RX, b, 2);
+    wait_used(d, SND_RX, 1);
+    g_assert_cmphex(qtest_readl(d->s, BUFFERS + PAGE), ==,
+                    VIRTIO_SND_S_BAD_MSG);
+    dev_free(d);
+}
+
+/* What is played is what the messages have, whatever their size */
+static void test_snd_play(void)
+{
+    static const int sizes[] = { 2048, 4, 20000, 3000, 4096 };
+    enum { HEADER = 44, SIZE = 2048 + 4 + 20000 + 3000 + 4096 };
+    g_autofree char *path = NULL;
+    g_autofree char *backend = NULL;
+    g_autofree char *wav = NULL;
+    g_autofree uint8_t *data = g_malloc(SIZE);
+    uint64_t addr = BUFFERS + 2 * PAGE;
+    uint8_t *played;
+    gsize len;
+    Dev *d;
+    int fd = g_file_open_tmp("virtio-limits-XXXXXX", &path, NULL);
+
+    g_assert_cmpint(fd, >=, 0);
+    close(fd);
+    backend = g_strdup_printf("wav,path=%s,out.frequency=48000", path);
+    d = snd_new(NULL, backend);
+    for (int i = 0; i < SIZE; i++) {
+        data[i] = (i / 2 * 7919 + 1) >> (i % 2 ? 8 : 0);
+    }
+    qtest_memwrite(d->s, addr, data, SIZE);
+    snd_start(d, 0);
+    qtest_writel(d->s, BUFFERS, 0);
+    for (int i = 0; i < ARRAY_SIZE(sizes); i++) {
+        Buffer b[] = {
+            { BUFFERS, 4, 0 },
+            { addr, sizes[i] / 4 * 2, 0 },
+            { addr + sizes[i] / 4 * 2, sizes[i] - sizes[i] / 4 * 2, 0 },
+            { BUFFERS + PAGE, 8, VRING_DESC_F_WRITE },
+        };
+
+        send_message(d, SND_TX, b, 4);
+        for (int k = 0; k < 50 && used_idx(d, SND_TX) != i + 1; k++) {
+            qtest_clock_step(d->s, 10 * 1000 * 1000);
+        }
+        g_assert_cmpint(used_idx(d, SND_TX), ==, i + 1);
+        addr += sizes[i];
+    }
+    for (int i = 0; i < 20; i++) {
+        qtest_clock_step(d->s, 10 * 1000 * 1000);
+    }
+    dev_free(d);
+
+    g_assert_true(g_file_get_contents(path, &wav, &len, NULL));
+    unlink(path);
+    /* silence comes before it, and where messages come late between them */
+    played = (uint8_t *)wav + HEADER;
+    for (int i = 0; i < SIZE; i += 4) {
+        while (memcmp(played, data + i, 4)) {
+            g_assert_cmphex(ldl_le_p(played), ==, 0);
+            played += 4;
+            g_assert_true(played + 4 <= (uint8_t *)wav + len);
+        }
+        played += 4;
+    }
+}
+
+/* The key of a session has 4 GiB, but its message does not */
+static void test_crypto(const char *binary)
+{
+    Dev *d = dev_new(binary, "-object cryptodev-backend-builtin,id=c "
+                     "-device virtio-crypto-pci,addr=4,cryptodev=c");
+    struct virtio_crypto_op_ctrl_req req = {
+        .header.opcode = cpu_to_le32(VIRTIO_CRYPTO_AKCIPHER_CREATE_SESSION),
+        .u.akcipher_create_session.para.keytype =
+            cpu_to_le32(VIRTIO_CRYPTO_AKCIPHER_KEY_TYPE_PUBLIC),
+        .u.akcipher_create_session.para.keylen = cpu_to_le32(UINT32_MAX),
+    };
+    Buffer b[] = {
+        { BUFFERS, sizeof(req), 0 },
+        { BUFFERS + PAGE, sizeof(struct virtio_crypto_session_input),
+          VRING_DESC_F_WRITE },
+    };
+
+    start_driver(d, INDIRECT, 2);
+    limit_memory(d);
+    qtest_memwrite(d->s, BUFFERS, &req, sizeof(req));
+    send_message(d, 1, b, 2);
+    wait_used(d, 1, 1);
+    g_assert_cmpint(qtest_readl(d->s, BUFFERS + PAGE + 8), ==,
+                    VIRTIO_CRYPTO_ERR);
+    dev_free(d);
+}
+
+static void test_rng(const char *binary)
+{
+    Dev *d = dev_new(binary, "-device virtio-rng-pci,addr=4,disable-legacy=on");
+
+    start_driver(d, INDIRECT, 1);
+    limit_memory(d);
+    send_large(d, 0, (Buffer) { 16 * MiB, 4 * MiB, VRING_DESC_F_WRITE }, 80,
+               VRING_DESC_F_WRITE);
+    wait_used(d, 0, 1);
+    g_assert_cmpint(qtest_readl(d->s, d->q[0].used + 8), ==, 1 * MiB);
+    dev_free(d);
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+
+    if (qtest_has_device("virtio-serial-pci")) {
+        add("large/serial", test_serial);
+    }
+    if (qtest_has_device("virtio-sound-pci")) {
+        add("large/snd-tx", test_snd_tx);
+        add("large/snd-rx", test_snd_rx);
+        add("large/snd-short-rx", test_snd_short_rx);
+        qtest_add_func("/virtio-limits/snd-play", test_snd_play);
+    }
+    if (qtest_has_device("virtio-crypto-pci")) {
+        add("large/crypto-key", test_crypto);
+    }
+    if (qtest_has_device("virtio-rng-pci")) {
+        add("large/rng", test_rng);
+    }
+
+    return g_test_run();
+}
