@@ -901,6 +901,119 @@ static void test_in_order_full(const char *binary)
     dev_free(d);
 }
 
+/*
+ * The driver takes FEATURES_OK and DRIVER_OK back without a reset, and chooses
+ * other @features.
+ */
+static void change_features(Dev *d, uint64_t features)
+{
+    write8(d, COMMON(device_status), VIRTIO_CONFIG_S_ACKNOWLEDGE |
+                                     VIRTIO_CONFIG_S_DRIVER);
+    features |= 1ull << VIRTIO_F_VERSION_1;
+    for (int i = 0; i < 2; i++) {
+        write32(d, COMMON(guest_feature_select), i);
+        write32(d, COMMON(guest_feature), features >> (32 * i));
+    }
+    write8(d, COMMON(device_status), VIRTIO_CONFIG_S_ACKNOWLEDGE |
+                                     VIRTIO_CONFIG_S_DRIVER |
+                                     VIRTIO_CONFIG_S_FEATURES_OK);
+    driver_ok(d);
+}
+
+/* A split ring, where a packed one was set up; without a request before */
+static void test_layout(const char *binary)
+{
+    Dev *d = packed_new(binary, "", 0, 8);
+    Buffer chain[] = {
+        { BUFFERS, sizeof(BlkHeader), 0 },
+        { BUFFERS + PAGE, 20, VRING_DESC_F_WRITE },
+        { BUFFERS + 2 * PAGE, 1, VRING_DESC_F_WRITE },
+    };
+
+    write_get_id(d);
+    write_chain(d, 0, 0, chain, 3);
+    change_features(d, 0);
+    for (int i = 0; i < 4; i++) {
+        make_available(d, 0, 0);
+        kick(d, 0);
+        wait_used(d, 0, i + 1);
+    }
+    assert_alive(d);
+    dev_free(d);
+}
+
+/* A packed ring where a split one is used, at an index that only that has */
+static void test_layout_in_use(const char *binary)
+{
+    Dev *d = dev_new(binary,
+                     "-blockdev null-co,node-name=slow,read-zeroes=on,"
+                     "latency-ns=300000000 "
+                     "-device virtio-blk-pci,drive=slow,addr=4,packed=on,"
+                     "in_order=on,ioeventfd=off,queue-size=1024,"
+                     "disable-legacy=on");
+    BlkHeader header = { .type = cpu_to_le32(77) };
+    Buffer chain[] = {
+        { BUFFERS, sizeof(header), 0 },
+        { BUFFERS + PAGE, 512, VRING_DESC_F_WRITE },
+        { BUFFERS + 2 * PAGE, 1, VRING_DESC_F_WRITE },
+    };
+    Queue *q = &d->q[0];
+
+    start_driver(d, IN_ORDER);
+    setup_queue(d, 0, 1024);
+    driver_ok(d);
+    qtest_memwrite(d->s, BUFFERS, &header, sizeof(header));
+    write_chain(d, 0, 0, chain, 3);
+    while (q->next < 65530) {
+        /* all of them start at descriptor 0 */
+        q->next = MIN(q->next + 1000, 65530);
+        qtest_writew(d->s, q->avail + 2, q->next);
+        kick(d, 0);
+        wait_used(d, 0, q->next);
+    }
+    header.type = cpu_to_le32(VIRTIO_BLK_T_IN);
+    qtest_memwrite(d->s, BUFFERS, &header, sizeof(header));
+    q->next += 100;
+    qtest_writew(d->s, q->avail + 2, q->next);
+    kick(d, 0);
+    change_features(d, PACKED | IN_ORDER);
+    wait_used(d, 0, q->next);
+    assert_alive(d);
+
+    /* After a reset the driver may choose again */
+    start_driver(d, PACKED | IN_ORDER);
+    setup_queue(d, 0, 8);
+    driver_ok(d);
+    write_get_id(d);
+    add_packed_get_id(d, 0, true);
+    kick(d, 0);
+    for (int i = 0; i < 500 && !(packed_flags(d, 0) &
+                                 1 << VRING_PACKED_DESC_F_USED); i++) {
+        g_usleep(10 * 1000);
+    }
+    g_assert_cmphex(packed_flags(d, 0), ==,
+                    PACKED_AVAIL | 1 << VRING_PACKED_DESC_F_USED);
+    dev_free(d);
+}
+
+/* What a queue costs that has no packed ring and is not used in order */
+static void test_queue_memory(const char *binary)
+{
+    unsigned long size[2];
+
+    for (int i = 0; i < 2; i++) {
+        g_autofree char *args = g_strdup_printf(
+            BLK ",queue-size=128,num-queues=%d", i ? 256 : 1);
+        Dev *d = dev_new(binary, args);
+
+        start_driver(d, 0);
+        size[i] = resident(d);
+        dev_free(d);
+    }
+    g_test_message("%lu KiB, %lu KiB", size[0], size[1]);
+    g_assert_cmpint(size[1], <, size[0] + 4 * 1024);
+}
+
 /* --- Devices that are refused -------------------------------------------- */
 
 static void device_add_fails(QTestState *s, const char *json)
@@ -1312,7 +1425,7 @@ static void test_dma_to_itself(const char *binary)
                   "disable-legacy=on");
 }
 
-/* A sector that queue @index of @d reads: bytes 256 to 256 + @len go to @addr */
+/* Queue @index of @d reads a sector: @len bytes from 256 on go to @addr */
 static void read_to(Dev *d, int index, uint64_t addr, uint32_t len)
 {
     BlkHeader header = { .type = cpu_to_le32(VIRTIO_BLK_T_IN) };
@@ -1748,6 +1861,10 @@ int main(int argc, char **argv)
     add("packed/in-use", test_packed_in_use);
     add("in-order/large", test_in_order_large);
     add("in-order/full", test_in_order_full);
+    add("in-use/layout", test_layout);
+    add("in-use/layout-index", test_layout_in_use);
+    qtest_add_data_func("/virtio-hardening/in-use/memory", test_queue_memory,
+                        run);
     add("refused/modes", test_refused_modes);
     add("refused/queue-size", test_refused_queue_size);
     qtest_add_data_func("/virtio-hardening/refused/iommu", test_refused_iommu,

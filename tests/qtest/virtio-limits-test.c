@@ -16,8 +16,13 @@
 #include "libqos/virtio-pci.h"
 #include "qemu/bswap.h"
 #include "qemu/units.h"
+#include "qobject/qdict.h"
+#include "qobject/qlist.h"
+#include "standard-headers/linux/virtio_blk.h"
 #include "standard-headers/linux/virtio_config.h"
 #include "standard-headers/linux/virtio_crypto.h"
+#include "standard-headers/linux/virtio_ids.h"
+#include "standard-headers/linux/virtio_mmio.h"
 #include "standard-headers/linux/virtio_pci.h"
 #include "standard-headers/linux/virtio_ring.h"
 #include "standard-headers/linux/virtio_snd.h"
@@ -465,6 +470,351 @@ static void test_rng(const char *binary)
     dev_free(d);
 }
 
+/* --- Queues that are reset, with requests in flight ----------------------- */
+
+#define QUEUE_RESET offsetof(struct virtio_pci_modern_common_cfg, queue_reset)
+#define RING_RESET (1ull << VIRTIO_F_RING_RESET)
+
+#define SLOW "-object iothread,id=io0 -blockdev null-co,node-name=slow," \
+             "read-zeroes=on,size=1048576,latency-ns=20000000 "
+#define BLK "-device virtio-blk-pci,addr=4,drive=slow,disable-legacy=on,"
+#define SCSI "-device scsi-hd,drive=slow,bus=scsi.0,scsi-id=1,lun=0"
+
+static void reset_queue(Dev *d, int index)
+{
+    write16(d, COMMON(queue_select), index);
+    write16(d, QUEUE_RESET, 1);
+    g_assert_cmpint(read16(d, QUEUE_RESET), ==, 0);
+    g_assert_cmpint(read16(d, COMMON(queue_enable)), ==, 0);
+}
+
+/*
+ * Reads of a sector, all with the same buffers: @n of @b, of which @done
+ * becomes 0 when a request is done
+ */
+static void reset_in_flight(Dev *d, int index, const Buffer *b, int n,
+                            uint64_t done)
+{
+    Queue *q = &d->q[index];
+
+    for (int round = 0; round < 20; round++) {
+        for (int i = 0; i < n; i++) {
+            Buffer one = b[i];
+
+            one.flags |= i + 1 < n ? VRING_DESC_F_NEXT : 0;
+            write_desc(d, q->desc + i * sizeof(struct vring_desc), &one,
+                       i + 1);
+        }
+        qtest_writew(d->s, q->avail + 2, q->next = 30);
+        kick(d, index);
+        if (round % 2) {
+            g_usleep(1000);
+        }
+        reset_queue(d, index);
+        /* Nothing is written to what was given before */
+        qtest_writeb(d->s, done, 0xff);
+        setup_queue(d, index, 32);
+        g_usleep(25 * 1000);
+        g_assert_cmphex(qtest_readb(d->s, done), ==, 0xff);
+        g_assert_cmpint(used_idx(d, index), ==, 0);
+
+        for (int i = 0; i < n; i++) {
+            Buffer one = b[i];
+
+            one.flags |= i + 1 < n ? VRING_DESC_F_NEXT : 0;
+            write_desc(d, q->desc + i * sizeof(struct vring_desc), &one,
+                       i + 1);
+        }
+        qtest_writew(d->s, q->avail + 2, q->next = 2);
+        kick(d, index);
+        wait_used(d, index, 2);
+        g_assert_cmphex(qtest_readb(d->s, done), ==, 0);
+        reset_queue(d, index);
+        setup_queue(d, index, 32);
+    }
+    dev_free(d);
+}
+
+static void reset_blk(const char *binary, const char *more)
+{
+    g_autofree char *args = g_strdup_printf(SLOW BLK "%s", more);
+    Dev *d = dev_new(binary, args);
+    struct virtio_blk_outhdr header = { .type = VIRTIO_BLK_T_IN };
+    Buffer b[] = {
+        { BUFFERS, sizeof(header), 0 },
+        { BUFFERS + PAGE, 512, VRING_DESC_F_WRITE },
+        { BUFFERS + 2 * PAGE, 1, VRING_DESC_F_WRITE },
+    };
+
+    start_driver(d, RING_RESET, 1);
+    qtest_memwrite(d->s, BUFFERS, &header, sizeof(header));
+    reset_in_flight(d, 0, b, 3, BUFFERS + 2 * PAGE);
+}
+
+static void test_reset_blk(const char *binary)
+{
+    reset_blk(binary, "ioeventfd=off");
+}
+
+static void test_reset_blk_iothread(const char *binary)
+{
+    reset_blk(binary, "iothread=io0");
+}
+
+/* A request that waits to be tried again goes with its queue */
+static void test_reset_blk_retry(const char *binary)
+{
+    Dev *d = dev_new(binary, SLOW "-blockdev driver=blkdebug,node-name=bad,"
+                     "image=slow,inject-error.0.event=read_aio,"
+                     "inject-error.0.once=on,inject-error.0.sector=8,"
+                     "inject-error.0.errno=28 "
+                     "-blockdev raw,node-name=raw,file=bad "
+                     "-device virtio-blk-pci,addr=4,drive=raw,rerror=stop,"
+                     "iothread=io0,disable-legacy=on");
+    struct virtio_blk_outhdr header = {
+        .type = VIRTIO_BLK_T_IN,
+        .sector = cpu_to_le64(8),
+    };
+    Buffer b[] = {
+        { BUFFERS, sizeof(header), 0 },
+        { BUFFERS + PAGE, 512, VRING_DESC_F_WRITE },
+        { BUFFERS + 2 * PAGE, 1, VRING_DESC_F_WRITE },
+    };
+
+    start_driver(d, INDIRECT | RING_RESET, 1);
+    qtest_memwrite(d->s, BUFFERS, &header, sizeof(header));
+    qtest_memset(d->s, BUFFERS + PAGE, 0xff, 512);
+    send_message(d, 0, b, 3);
+    qtest_qmp_eventwait(d->s, "STOP");
+    reset_queue(d, 0);
+    setup_queue(d, 0, 32);
+    qtest_qmp_assert_success(d->s, "{ 'execute': 'cont' }");
+    g_usleep(100 * 1000);
+    g_assert_cmphex(qtest_readq(d->s, BUFFERS + PAGE), ==, UINT64_MAX);
+    g_assert_cmpint(used_idx(d, 0), ==, 0);
+
+    send_message(d, 0, b, 3);
+    wait_used(d, 0, 1);
+    g_assert_cmphex(qtest_readq(d->s, BUFFERS + PAGE), ==, 0);
+    dev_free(d);
+}
+
+static void reset_scsi(const char *binary, const char *more)
+{
+    g_autofree char *args = g_strdup_printf(
+        SLOW "-device virtio-scsi-pci,id=scsi,addr=4,num_queues=1,"
+        "disable-legacy=on,%s " SCSI, more);
+    Dev *d = dev_new(binary, args);
+    static const uint8_t cmd[51] = {
+        1, 1, 0x40, [19] = 0x28 /* READ(10) */, [19 + 8] = 1,
+    };
+    Buffer b[] = {
+        { BUFFERS, sizeof(cmd), 0 },
+        { BUFFERS + 2 * PAGE, 108, VRING_DESC_F_WRITE },
+        { BUFFERS + PAGE, 512, VRING_DESC_F_WRITE },
+    };
+
+    start_driver(d, RING_RESET, 3);
+    /* the first command only tells of the reset of the bus */
+    qtest_memset(d->s, BUFFERS, 0, PAGE);
+    qtest_memwrite(d->s, BUFFERS, cmd, 3);
+    send_message(d, 2, b, 2);
+    wait_used(d, 2, 1);
+    reset_queue(d, 2);
+    setup_queue(d, 2, 32);
+    qtest_memwrite(d->s, BUFFERS, cmd, sizeof(cmd));
+    reset_in_flight(d, 2, b, 3, BUFFERS + 2 * PAGE);
+}
+
+static void test_reset_scsi(const char *binary)
+{
+    reset_scsi(binary, "ioeventfd=off");
+}
+
+static void test_reset_scsi_iothread(const char *binary)
+{
+    reset_scsi(binary, "iothread=io0");
+}
+
+/* What a device still has then is not given back to the next queue */
+static void test_reset_snd(const char *binary)
+{
+    Dev *d = snd_new(binary, "none");
+    Buffer b[] = {
+        { BUFFERS, 4, 0 },
+        { BUFFERS + PAGE, 8, VRING_DESC_F_WRITE },
+    };
+
+    qtest_writel(d->s, BUFFERS, 1);
+    for (int i = 0; i < 8; i++) {
+        send_message(d, SND_RX, b, 2);
+    }
+    reset_queue(d, SND_RX);
+    setup_queue(d, SND_RX, 32);
+    snd_start(d, 1);
+    for (int i = 0; i < 20; i++) {
+        qtest_clock_step(d->s, 10 * 1000 * 1000);
+    }
+    g_assert_cmpint(used_idx(d, SND_RX), ==, 0);
+
+    qtest_writel(d->s, BUFFERS, 1);
+    send_message(d, SND_RX, b, 2);
+    for (int i = 0; i < 20; i++) {
+        qtest_clock_step(d->s, 10 * 1000 * 1000);
+    }
+    wait_used(d, SND_RX, 1);
+    dev_free(d);
+}
+
+/* --- Modern virtio-mmio --------------------------------------------------- */
+
+static uint64_t mmio_base;
+
+static void mmio_write(QTestState *s, int reg, uint32_t value)
+{
+    qtest_writel(s, mmio_base + reg, value);
+}
+
+static uint32_t mmio_read(QTestState *s, int reg)
+{
+    return qtest_readl(s, mmio_base + reg);
+}
+
+/* What the device has for queue 0 */
+static int64_t mmio_queue(QTestState *s, const char *what)
+{
+    QDict *rsp = qtest_qmp(s, "{ 'execute': 'x-query-virtio' }");
+    QDict *dev = qobject_to(QDict, qlist_peek(qdict_get_qlist(rsp, "return")));
+    g_autofree char *path = g_strdup(qdict_get_str(dev, "path"));
+    int64_t value;
+
+    qobject_unref(rsp);
+    rsp = qtest_qmp(s, "{ 'execute': 'x-query-virtio-queue-status',"
+                       " 'arguments': { 'path': %s, 'queue': 0 } }", path);
+    value = qdict_get_int(qdict_get_qdict(rsp, "return"), what);
+    qobject_unref(rsp);
+    return value;
+}
+
+/* As Linux does it: the queue must not be ready before */
+static void mmio_setup(QTestState *s, int size)
+{
+    qtest_memset(s, RINGS, 0, RING_SIZE);
+    mmio_write(s, VIRTIO_MMIO_QUEUE_SEL, 0);
+    g_assert_cmpint(mmio_read(s, VIRTIO_MMIO_QUEUE_READY), ==, 0);
+    mmio_write(s, VIRTIO_MMIO_QUEUE_NUM, size);
+    mmio_write(s, VIRTIO_MMIO_QUEUE_DESC_LOW, RINGS);
+    mmio_write(s, VIRTIO_MMIO_QUEUE_DESC_HIGH, 0);
+    mmio_write(s, VIRTIO_MMIO_QUEUE_AVAIL_LOW, RINGS + 4 * PAGE);
+    mmio_write(s, VIRTIO_MMIO_QUEUE_AVAIL_HIGH, 0);
+    mmio_write(s, VIRTIO_MMIO_QUEUE_USED_LOW, RINGS + 8 * PAGE);
+    mmio_write(s, VIRTIO_MMIO_QUEUE_USED_HIGH, 0);
+    mmio_write(s, VIRTIO_MMIO_QUEUE_READY, 1);
+    g_assert_cmpint(mmio_read(s, VIRTIO_MMIO_QUEUE_READY), ==, 1);
+}
+
+static void mmio_start(QTestState *s, int size)
+{
+    mmio_write(s, VIRTIO_MMIO_STATUS, 0);
+    mmio_write(s, VIRTIO_MMIO_STATUS, VIRTIO_CONFIG_S_ACKNOWLEDGE |
+                                      VIRTIO_CONFIG_S_DRIVER);
+    mmio_write(s, VIRTIO_MMIO_DRIVER_FEATURES_SEL, 0);
+    mmio_write(s, VIRTIO_MMIO_DRIVER_FEATURES, 0);
+    mmio_write(s, VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1);
+    mmio_write(s, VIRTIO_MMIO_DRIVER_FEATURES, 1);
+    mmio_write(s, VIRTIO_MMIO_STATUS, READY);
+    mmio_setup(s, size);
+    mmio_write(s, VIRTIO_MMIO_STATUS, READY | VIRTIO_CONFIG_S_DRIVER_OK);
+}
+
+/* Makes @n reads available, and all of them use the same descriptors */
+static void mmio_reads(QTestState *s, int n)
+{
+    struct virtio_blk_outhdr header = { .type = VIRTIO_BLK_T_IN };
+    Dev d = { .s = s };
+    Buffer b[] = {
+        { BUFFERS, sizeof(header), VRING_DESC_F_NEXT },
+        { BUFFERS + PAGE, 512, VRING_DESC_F_WRITE | VRING_DESC_F_NEXT },
+        { BUFFERS + 2 * PAGE, 1, VRING_DESC_F_WRITE },
+    };
+
+    qtest_memwrite(s, BUFFERS, &header, sizeof(header));
+    for (int i = 0; i < 3; i++) {
+        write_desc(&d, RINGS + i * sizeof(struct vring_desc), &b[i], i + 1);
+    }
+    qtest_writew(s, RINGS + 4 * PAGE + 2, n);
+    mmio_write(s, VIRTIO_MMIO_QUEUE_NOTIFY, 0);
+}
+
+static void mmio_wait_used(QTestState *s, int idx)
+{
+    for (int i = 0; i < 500 && qtest_readw(s, RINGS + 8 * PAGE + 2) != idx;
+         i++) {
+        g_usleep(10 * 1000);
+    }
+    g_assert_cmpint(qtest_readw(s, RINGS + 8 * PAGE + 2), ==, idx);
+}
+
+static void test_mmio_ready(const char *binary)
+{
+    QTestState *s = qtest_init_ext(binary,
+        "-machine microvm -m 64M -nodefaults "
+        "-global virtio-mmio.force-legacy=false " SLOW
+        "-device virtio-blk-device,drive=slow,iothread=io0", NULL, true);
+
+    mmio_base = 0xfeb00000;
+    while (mmio_read(s, VIRTIO_MMIO_DEVICE_ID) != VIRTIO_ID_BLOCK) {
+        mmio_base += 512;
+        g_assert_cmphex(mmio_base, <, 0xfeb04000);
+    }
+    g_assert_cmpint(mmio_read(s, VIRTIO_MMIO_VERSION), ==, 2);
+
+    for (int round = 0; round < 5; round++) {
+        mmio_start(s, 64);
+        mmio_reads(s, 60);
+        /* Neither the size nor the place of a ring in use changes */
+        mmio_write(s, VIRTIO_MMIO_QUEUE_NUM, 1024);
+        mmio_write(s, VIRTIO_MMIO_QUEUE_DESC_LOW, RINGS + PAGE);
+        mmio_write(s, VIRTIO_MMIO_QUEUE_READY, 1);
+        g_assert_cmpint(mmio_queue(s, "vring-num"), ==, 64);
+        g_assert_cmphex(mmio_queue(s, "vring-desc"), ==, RINGS);
+        mmio_wait_used(s, 60);
+
+        /* The device has nothing to do with a queue that is not ready */
+        mmio_reads(s, 120);
+        mmio_write(s, VIRTIO_MMIO_QUEUE_READY, 0);
+        g_assert_cmpint(mmio_read(s, VIRTIO_MMIO_QUEUE_READY), ==, 0);
+        g_assert_cmphex(mmio_queue(s, "vring-desc"), ==, 0);
+        g_assert_cmpint(mmio_queue(s, "inuse"), ==, 0);
+        mmio_write(s, VIRTIO_MMIO_QUEUE_NUM, 1024);
+        g_assert_cmpint(mmio_queue(s, "vring-num"), ==, 256);
+        mmio_write(s, VIRTIO_MMIO_QUEUE_NOTIFY, 0);
+
+        /* It can be set up again, for 1024 is what the device has offered */
+        mmio_setup(s, 1024);
+        g_assert_cmpint(mmio_queue(s, "vring-num"), ==, 1024);
+        mmio_reads(s, 200);
+        mmio_wait_used(s, 200);
+        g_assert_cmphex(mmio_read(s, VIRTIO_MMIO_STATUS), ==,
+                        READY | VIRTIO_CONFIG_S_DRIVER_OK);
+
+        /* As the driver of Linux goes: a reset, and no queue is ready */
+        mmio_write(s, VIRTIO_MMIO_STATUS, 0);
+        mmio_write(s, VIRTIO_MMIO_QUEUE_SEL, 0);
+        mmio_write(s, VIRTIO_MMIO_QUEUE_READY, 0);
+        g_assert_cmpint(mmio_read(s, VIRTIO_MMIO_QUEUE_READY), ==, 0);
+    }
+    /* Before the device works on it a queue can be changed */
+    mmio_start(s, 64);
+    mmio_write(s, VIRTIO_MMIO_STATUS, 0);
+    mmio_write(s, VIRTIO_MMIO_STATUS, READY);
+    mmio_setup(s, 8);
+    mmio_write(s, VIRTIO_MMIO_QUEUE_READY, 0);
+    mmio_setup(s, 16);
+    g_assert_cmpint(mmio_queue(s, "vring-num"), ==, 16);
+    qtest_quit(s);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -483,6 +833,22 @@ int main(int argc, char **argv)
     }
     if (qtest_has_device("virtio-rng-pci")) {
         add("large/rng", test_rng);
+    }
+
+    if (qtest_has_device("virtio-blk-pci")) {
+        add("reset/blk", test_reset_blk);
+        add("reset/blk-iothread", test_reset_blk_iothread);
+        add("reset/blk-retry", test_reset_blk_retry);
+    }
+    if (qtest_has_device("virtio-scsi-pci")) {
+        add("reset/scsi", test_reset_scsi);
+        add("reset/scsi-iothread", test_reset_scsi_iothread);
+    }
+    if (qtest_has_device("virtio-sound-pci")) {
+        add("reset/snd", test_reset_snd);
+    }
+    if (qtest_has_machine("microvm")) {
+        add("mmio/ready", test_mmio_ready);
     }
 
     return g_test_run();

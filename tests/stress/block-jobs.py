@@ -322,8 +322,11 @@ class Session:
                                      "auto_finalize":
                                      self.rng.random() < 0.7,
                                      # With a name, it is what is plugged:
-                                     # jobs do not see who writes below
+                                     # no job but a commit lets others write
+                                     # below
                                      "filter_node_name": f"f{name}"}
+        if kind == "commit" and self.rng.random() < 0.5:
+            del arguments["filter_node_name"]
         if kind in ("commit", "stream"):
             self.qmp("block-" + kind, **arguments)
             return

@@ -131,7 +131,8 @@ class QmpShutdownWaits(QemuSystemTest):
             '-machine', 'isapc', '-bios', bios, '-blockdev',
             f'nbd,node-name=lost,export=disk,server.type=unix,'
             f'server.path={path}', '-blockdev',
-            f'null-co,node-name=null,size={MIB}'])
+            f'nbd,node-name=other,export=disk,read-only=on,server.type=unix,'
+            f'server.path={path}'])
         program.command[program.command.index('qtest')] = 'tcg'
         self.addCleanup(program.end)
         program.start()
@@ -142,14 +143,14 @@ class QmpShutdownWaits(QemuSystemTest):
         client.execute('nbd-server-start', {
             'addr': {'type': 'unix', 'data': {'path': own}}})
         client.execute('block-export-add', {
-            'type': 'nbd', 'id': 'null', 'node-name': 'null'})
-        with socket.socket(socket.AF_UNIX) as user:
-            user.connect(own)
-            user.settimeout(PATIENCE)
-            self.assertTrue(user.recv(18))
+            'type': 'nbd', 'id': 'other', 'node-name': 'other'})
+        with self.export(own, 'other') as user:
             self.assertGreater(self.used(program), 0.02)
             server.send_signal(signal.SIGSTOP)
             self.begin_resize(client)
+            # The export cannot be closed before its request ends
+            user.sendall(self.request(0, MIB))
+            time.sleep(0.3)
             program.kill()
             for _ in deadline(PATIENCE, 'the guest does not stop'):
                 if self.used(program) < 0.02:
@@ -161,6 +162,27 @@ class QmpShutdownWaits(QemuSystemTest):
         self.assertEqual(program.wait(PATIENCE), 0)
         self.assertIn('return', client.answer(1))
 
+    @staticmethod
+    def export(path: str, name: str) -> socket.socket:
+        """Connect to an export."""
+        user = socket.socket(socket.AF_UNIX)
+        user.connect(path)
+        user.settimeout(PATIENCE)
+        # No zeroes; NBD_OPT_EXPORT_NAME
+        user.sendall(struct.pack('>I8sII', 3, b'IHAVEOPT', 1, len(name))
+                     + name.encode())
+        greeting = b''
+        while len(greeting) < 18 + 10:
+            part = user.recv(28 - len(greeting))
+            assert part, 'no such export'
+            greeting += part
+        return user
+
+    @staticmethod
+    def request(kind: int, size: int) -> bytes:
+        """Return a request to an export, 0 to read and 1 to write."""
+        return struct.pack('>IHHQQI', 0x25609513, 0, kind, 7, 0, size)
+
     def stalled(self, program: Program, write: bool) -> None:
         """A client of an export does not go on, and the program is ended"""
         client = self.connect(program)
@@ -170,21 +192,11 @@ class QmpShutdownWaits(QemuSystemTest):
         client.execute('block-export-add', {
             'type': 'nbd', 'id': 'null', 'node-name': 'null',
             'writable': True})
-        with socket.socket(socket.AF_UNIX) as user:
-            user.connect(path)
-            user.settimeout(PATIENCE)
-            user.sendall(struct.pack('>I', 3))
-            user.sendall(b'IHAVEOPT' + struct.pack('>II4s', 1, 4, b'null'))
-            greeting = b''
-            while len(greeting) < 18 + 10:
-                greeting += user.recv(28 - len(greeting))
+        with self.export(path, 'null') as user:
             if write:
-                user.sendall(struct.pack('>IHHQQI', 0x25609513, 0, 1, 1, 0,
-                                         MIB) + b'x' * 1000)
+                user.sendall(self.request(1, MIB) + b'x' * 1000)
             else:
-                for i in range(8):
-                    user.sendall(struct.pack('>IHHQQI', 0x25609513, 0, 0, i, 0,
-                                             MIB))
+                user.sendall(self.request(0, MIB) * 8)
             time.sleep(0.3)
             program.kill()
             status = program.wait(SOON)
