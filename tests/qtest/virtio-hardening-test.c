@@ -841,6 +841,28 @@ static void test_packed_in_use(const char *binary)
     dev_free(d);
 }
 
+/* What is dropped, as the link is down, has no end */
+static void test_packed_drop(const char *binary)
+{
+    Dev *d = dev_new(binary, "-netdev hubport,id=net,hubid=0 "
+                     "-device virtio-net-pci,id=nic,netdev=net,addr=4,"
+                     "packed=on,disable-legacy=on");
+
+    start_driver(d, PACKED);
+    setup_queue(d, 1, 4);
+    driver_ok(d);
+    qtest_qmp_assert_success(d->s, "{ 'execute': 'set_link', 'arguments': "
+                                   "{ 'name': 'nic', 'up': false } }");
+    for (int i = 3; i >= 0; i--) {
+        write_packed(d, 1, i, BUFFERS, 16, 0,
+                     PACKED_AVAIL | VRING_DESC_F_NEXT);
+    }
+    kick(d, 1);
+    wait_status(d, VIRTIO_CONFIG_S_NEEDS_RESET);
+    assert_alive(d);
+    dev_free(d);
+}
+
 /* As many requests as the ring takes, which is larger than the device's */
 static void test_in_order_large(const char *binary)
 {
@@ -1137,6 +1159,28 @@ static void test_reset_unplugs_balloon(const char *binary)
 }
 
 /* --- What is in use ------------------------------------------------------ */
+
+/* A queue that is enabled again keeps its ring */
+static void test_enable_again(const char *binary)
+{
+    Dev *d = dev_new(binary, "-device virtio-blk-pci,id=b,addr=4,drive=n,"
+                     "disable-legacy=on,iothread=io0");
+    QDict *answer, *status;
+
+    start_driver(d, 0);
+    setup_queue(d, 0, 256);
+    driver_ok(d);
+    write16(d, COMMON(queue_select), 0);
+    write64(d, COMMON(queue_desc_lo), BUFFERS);
+    write16(d, COMMON(queue_enable), 1);
+    answer = qtest_qmp(d->s, "{ 'execute': 'x-query-virtio-queue-status',"
+                       "  'arguments': { 'queue': 0,"
+                       "    'path': '/machine/peripheral/b/virtio-backend' } }");
+    status = qdict_get_qdict(answer, "return");
+    g_assert_cmphex(qdict_get_int(status, "vring-desc"), ==, d->q[0].desc);
+    qobject_unref(answer);
+    dev_free(d);
+}
 
 /* A legacy driver changes features while an IOThread works on the rings */
 static void test_legacy_features(const char *binary)
@@ -1859,6 +1903,7 @@ int main(int argc, char **argv)
     add("packed/empty-table", test_packed_empty_table);
     add("packed/shrink", test_packed_shrink);
     add("packed/in-use", test_packed_in_use);
+    add_both("packed/drop", test_packed_drop, run_stock_hangs);
     add("in-order/large", test_in_order_large);
     add("in-order/full", test_in_order_full);
     add("in-use/layout", test_layout);
@@ -1873,6 +1918,7 @@ int main(int argc, char **argv)
     add("refused/virtqueue-size", test_too_large_queues);
     add("unplug/pio-notify", test_unplug_pio_notify);
     add("unplug/reset-balloon", test_reset_unplugs_balloon);
+    add("in-use/enable-again", test_enable_again);
     add("in-use/legacy-features", test_legacy_features);
     if (qtest_has_machine("microvm")) {
         add("in-use/legacy-mmio", test_legacy_mmio);
