@@ -362,7 +362,7 @@ static void run_stock(gconstpointer func)
 }
 
 /* Seconds after which a QEMU that does not answer counts as hung */
-#define HANG 6
+#define HANG 3
 
 static void too_long(int signal)
 {
@@ -1173,9 +1173,9 @@ static void test_enable_again(const char *binary)
     write16(d, COMMON(queue_select), 0);
     write64(d, COMMON(queue_desc_lo), BUFFERS);
     write16(d, COMMON(queue_enable), 1);
-    answer = qtest_qmp(d->s, "{ 'execute': 'x-query-virtio-queue-status',"
-                       "  'arguments': { 'queue': 0,"
-                       "    'path': '/machine/peripheral/b/virtio-backend' } }");
+    answer = qtest_qmp(
+        d->s, "{ 'execute': 'x-query-virtio-queue-status', 'arguments': {"
+        "  'path': '/machine/peripheral/b/virtio-backend', 'queue': 0 } }");
     status = qdict_get_qdict(answer, "return");
     g_assert_cmphex(qdict_get_int(status, "vring-desc"), ==, d->q[0].desc);
     qobject_unref(answer);
