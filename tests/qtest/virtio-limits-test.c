@@ -253,18 +253,26 @@ static void run(gconstpointer func)
     test(NULL);
 }
 
+/* Where threads have to meet, stock may not fail: three runs, then skipped */
 static void run_stock(gconstpointer func)
 {
     TestFunc *test = func;
 
     if (!getenv(STOCK_BINARY)) {
         g_test_skip(STOCK_BINARY " is not set");
-    } else if (g_test_subprocess()) {
-        test(STOCK_BINARY);
-    } else {
-        g_test_trap_subprocess(NULL, 60 * G_USEC_PER_SEC, 0);
-        g_test_trap_assert_failed();
+        return;
     }
+    if (g_test_subprocess()) {
+        test(STOCK_BINARY);
+        return;
+    }
+    for (int i = 0; i < 3; i++) {
+        g_test_trap_subprocess(NULL, 60 * G_USEC_PER_SEC, 0);
+        if (!g_test_trap_has_passed()) {
+            return;
+        }
+    }
+    g_test_skip("stock QEMU did not fail");
 }
 
 static void add(const char *name, TestFunc *test)
