@@ -322,8 +322,7 @@ class Session:
                                      "auto_finalize":
                                      self.rng.random() < 0.7,
                                      # With a name, it is what is plugged:
-                                     # no job but a commit lets others write
-                                     # below
+                                     # only a commit sees who writes below
                                      "filter_node_name": f"f{name}"}
         if kind == "commit" and self.rng.random() < 0.5:
             del arguments["filter_node_name"]
