@@ -176,8 +176,8 @@ static void driver_ok(Dev *d)
                                      VIRTIO_CONFIG_S_DRIVER_OK);
 }
 
-/* Queue @index interrupts by a write of 1 + @index to MSI + 4 * @index */
-static void setup_msix(Dev *d, int index)
+/* Queue @index interrupts by a write of @data to @addr */
+static void setup_msix_to(Dev *d, int index, uint32_t addr, uint32_t data)
 {
     QPCIDevice *pdev = d->pci->pdev;
     uint64_t entry;
@@ -187,16 +187,22 @@ static void setup_msix(Dev *d, int index)
     }
     entry = pdev->msix_table_off + index * PCI_MSIX_ENTRY_SIZE;
     qpci_io_writel(pdev, pdev->msix_table_bar,
-                   entry + PCI_MSIX_ENTRY_LOWER_ADDR, MSI + 4 * index);
+                   entry + PCI_MSIX_ENTRY_LOWER_ADDR, addr);
     qpci_io_writel(pdev, pdev->msix_table_bar,
                    entry + PCI_MSIX_ENTRY_UPPER_ADDR, 0);
     qpci_io_writel(pdev, pdev->msix_table_bar,
-                   entry + PCI_MSIX_ENTRY_DATA, 1 + index);
+                   entry + PCI_MSIX_ENTRY_DATA, data);
     qpci_io_writel(pdev, pdev->msix_table_bar,
                    entry + PCI_MSIX_ENTRY_VECTOR_CTRL, 0);
-    qtest_writel(d->s, MSI + 4 * index, 0);
     write16(d, COMMON(queue_select), index);
     write16(d, COMMON(queue_msix_vector), index);
+}
+
+/* The same, of 1 + @index to MSI + 4 * @index */
+static void setup_msix(Dev *d, int index)
+{
+    qtest_writel(d->s, MSI + 4 * index, 0);
+    setup_msix_to(d, index, MSI + 4 * index, 1 + index);
 }
 
 static void kick(Dev *d, int index)
@@ -1533,8 +1539,8 @@ static void test_dma_to_other(const char *binary)
     dev_free(d);
 }
 
-/* An NVMe controller with a read in flight; returns the address of CC */
-static uint64_t nvme_read(Dev *d, int slot, uint64_t mem)
+/* An NVMe controller with a read to @to in flight; returns the address of CC */
+static uint64_t nvme_read(Dev *d, int slot, uint64_t mem, uint64_t to)
 {
     uint64_t admin = mem, admin_done = mem + PAGE, queue = mem + 2 * PAGE;
     uint32_t create_cq[16] = {
@@ -1549,7 +1555,7 @@ static uint64_t nvme_read(Dev *d, int slot, uint64_t mem)
     };
     uint32_t read[16] = {
         [0] = cpu_to_le32(0x02 | 3 << 16), [1] = cpu_to_le32(1),
-        [6] = cpu_to_le32(mem + 4 * PAGE),
+        [6] = cpu_to_le32(to),
     };
     QPCIDevice *pdev = qpci_device_find(d->bus, QPCI_DEVFN(slot, 0));
     QPCIBar bar;
@@ -1557,7 +1563,7 @@ static uint64_t nvme_read(Dev *d, int slot, uint64_t mem)
     g_assert_nonnull(pdev);
     qpci_device_enable(pdev);
     bar = qpci_iomap(pdev, 0, NULL);
-    qtest_memset(d->s, mem, 0, 5 * PAGE);
+    qtest_memset(d->s, mem, 0, 4 * PAGE);
     qpci_io_writel(pdev, bar, 0x24, 31 | 31 << 16);     /* AQA */
     qpci_io_writeq(pdev, bar, 0x28, admin);             /* ASQ */
     qpci_io_writeq(pdev, bar, 0x30, admin_done);        /* ACQ */
@@ -1606,8 +1612,8 @@ static void test_dma_waits(const char *binary)
     start_driver(&other, 0);
     setup_queue(&other, 1, 256);
     driver_ok(&other);
-    cc[0] = nvme_read(d, 6, BUFFERS + 16 * PAGE);
-    cc[1] = nvme_read(d, 7, BUFFERS + 32 * PAGE);
+    cc[0] = nvme_read(d, 6, BUFFERS + 16 * PAGE, BUFFERS);
+    cc[1] = nvme_read(d, 7, BUFFERS + 32 * PAGE, BUFFERS);
     read_to(d, 0, cc[0], 4);
     read_to(&other, 1, cc[1], 4);
     wait_used(d, 0, 1);
@@ -1624,13 +1630,59 @@ static void test_dma_waits(const char *binary)
     start_driver(d, 0);
     setup_queue(d, 0, 256);
     driver_ok(d);
-    cc[0] = nvme_read(d, 6, BUFFERS + 16 * PAGE);
+    cc[0] = nvme_read(d, 6, BUFFERS + 16 * PAGE, BUFFERS);
     read_to(d, 0, cc[0], 4);
     g_usleep(200 * 1000);
     reset_machine(d);
     dev_free_pci(d);
     dev_find(d, QPCI_DEVFN(4, 0));
     g_assert_cmphex(get_status(d), ==, 0);
+    dev_free(d);
+}
+
+/* The interrupt that says that a disk has been read resets the disk */
+static void test_dma_interrupt(const char *binary)
+{
+    Dev *d = dev_new(binary, SLOW "-device virtio-blk-pci,addr=4,drive=slow,"
+                     "disable-legacy=on");
+    uint8_t status;
+
+    start_driver(d, 0);
+    setup_queue(d, 0, 256);
+    setup_msix_to(d, 0, d->pci->bar.addr + d->pci->common_cfg_offset +
+                        COMMON(device_status), 0);
+    driver_ok(d);
+    status = get_status(d);
+    read_to(d, 0, BUFFERS + PAGE, 128);
+    wait_used(d, 0, 1);
+    assert_alive(d);
+    g_assert_cmphex(get_status(d), ==, status);
+    reset_machine(d);
+    dev_free(d);
+}
+
+/* What NVMe reads resets a virtio disk, whose own requests wait for that */
+static void test_dma_nvme(const char *binary)
+{
+    Dev *d = dev_new(binary,
+                     DISK("a", "300") DISK("b", "100")
+                     "-device virtio-blk-pci,addr=4,drive=a,disable-legacy=on "
+                     "-device nvme,addr=6,serial=b,drive=b");
+    uint8_t status;
+
+    start_driver(d, 0);
+    setup_queue(d, 0, 256);
+    driver_ok(d);
+    status = get_status(d);
+    read_to(d, 0, BUFFERS + PAGE, 128);
+    nvme_read(d, 6, BUFFERS + 16 * PAGE,
+              d->pci->bar.addr + d->pci->common_cfg_offset +
+              COMMON(device_status));
+    wait_used(d, 0, 1);
+    g_usleep(50 * 1000);
+    assert_alive(d);
+    g_assert_cmphex(get_status(d), ==, status);
+    reset_machine(d);
     dev_free(d);
 }
 
@@ -1658,8 +1710,12 @@ static void gpu_commands(Dev *d, uint64_t answer, uint64_t fence)
     kick(d, 0);
 }
 
-/* A fence is the value that makes the port above reset the device */
-static void test_dma_gpu_port(const char *binary)
+/*
+ * A fence is what is written to register @reg of the port above, or of its PCI
+ * Express capability
+ */
+static void gpu_writes_port(const char *binary, bool express, unsigned reg,
+                            uint64_t fence)
 {
     const uint64_t ecam = 0xb0000000;
     const int port = QPCI_DEVFN(5, 0);
@@ -1687,15 +1743,39 @@ static void test_dma_gpu_port(const char *binary)
     g_assert_cmphex(qtest_readl(d->s, ecam + (port << 12) + PCI_PRIMARY_BUS),
                     ==, 0x00010100);
 
+    if (express) {
+        uint8_t cap = PCI_CAPABILITY_LIST;
+
+        do {
+            cap = qtest_readb(d->s, ecam + (port << 12) + cap +
+                              (cap == PCI_CAPABILITY_LIST ? 0 : 1));
+            g_assert_cmphex(cap, !=, 0);
+        } while (qtest_readb(d->s, ecam + (port << 12) + cap) !=
+                 PCI_CAP_ID_EXP);
+        reg += cap;
+    }
     dev_find(d, 1 << 8);
-    gpu_commands(d, ecam + (port << 12) + PCI_INTERRUPT_LINE -
-                 offsetof(struct virtio_gpu_ctrl_hdr, fence_id),
-                 PCI_BRIDGE_CTL_BUS_RESET << 16);
+    gpu_commands(d, ecam + (port << 12) + reg -
+                 offsetof(struct virtio_gpu_ctrl_hdr, fence_id), fence);
     for (int i = 0; i < 3; i++) {
         qtest_system_reset(d->s);
         assert_alive(d);
     }
     dev_free(d);
+}
+
+/* The port resets the device */
+static void test_dma_gpu_port(const char *binary)
+{
+    gpu_writes_port(binary, false, PCI_INTERRUPT_LINE,
+                    PCI_BRIDGE_CTL_BUS_RESET << 16);
+}
+
+/* The port switches off the power of the device, which unplugs it */
+static void test_dma_gpu_slot(const char *binary)
+{
+    gpu_writes_port(binary, true, PCI_EXP_SLTCTL,
+                    PCI_EXP_SLTCTL_PCC | PCI_EXP_SLTCTL_PWR_IND_OFF);
 }
 
 /* --- Random drivers ------------------------------------------------------ */
@@ -1942,7 +2022,10 @@ int main(int argc, char **argv)
     add_both("dma/to-itself", test_dma_to_itself, run_stock_hangs);
     add_both("dma/to-other", test_dma_to_other, run_stock_hangs);
     qtest_add_data_func("/virtio-hardening/dma/waits", test_dma_waits, run);
+    add_both("dma/interrupt", test_dma_interrupt, run_stock_hangs);
+    add_both("dma/nvme", test_dma_nvme, run_stock_hangs);
     add_both("dma/gpu-port", test_dma_gpu_port, run_stock_hangs);
+    add_both("dma/gpu-slot", test_dma_gpu_slot, run_stock_hangs);
     add("features/masked", test_masked_features);
     for (int i = 0; i < ARRAY_SIZE(random_devs); i++) {
         g_autofree char *path = g_strdup_printf("/virtio-hardening/random/%s",
