@@ -2,10 +2,12 @@
 """
 Show how busy the event loops of QEMU are, and who uses them
 
-load.py  figures from two answers of one QEMU
-vm.py    the connection to a QEMU
-text.py  tables and JSON
-live.py  the view on a terminal
-svg.py   the picture
-main.py  the command line
+load.py     figures from two answers of one QEMU
+monitor.py  the connection to a QEMU; iothread-exporter uses it too
+vm.py       a QEMU, and its threads
+text.py     tables and JSON
+live.py     the view on a terminal
+svg.py      the picture
+main.py     the command line
+command.py  what it shares with that of iothread-balance
 """

@@ -7,21 +7,27 @@ import curses
 import os
 import signal
 import sys
+import textwrap
 import time
-from typing import Iterator, List, Optional
+from typing import Iterator, List, Optional, Sequence, TypeVar
 
-from .text import SHARED, Line, clean, fit, has_shared, header, table
-from .vm import Vm
+from .load import targets
+from .text import SHARED, Line, Place, clean, fit, has_shared, header, table
+from .vm import NotMoved, Vm
+
+T = TypeVar('T')
 
 STEPS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60]
 SORTS = {'b': 'busy', 'p': 'poll', 'c': 'cpu', 'e': 'events', 'n': 'name'}
 # A QEMU that takes longer to answer does not hold up the others
 PATIENCE = 0.3
+ESCAPE = 27
 
 HELP = '''\
  b busy   p polling   c CPU   e events   n name: sort by that
  r        the other way round
  h        holders: show them or not
+ m        move a device to another IOThread
  space    pause: the figures stay as they are
  + -      a longer or shorter time between samples
  arrows, page up, page down, home, end: scroll
@@ -74,6 +80,48 @@ def screen() -> Iterator['curses.window']:
             curses.endwin()
 
 
+def turn(choices: Sequence[T], now: Optional[T], way: int) -> Optional[T]:
+    """Return the choice that is so many places further, if there is any."""
+    if now in choices:
+        return choices[(choices.index(now) + way) % len(choices)]
+    return choices[0] if choices else None
+
+
+class Picking:
+    """What is to be moved where, while the user decides on that."""
+
+    def __init__(self) -> None:
+        self.place: Optional[Place] = None
+        # The device is clear, and the question is where to
+        self.where = False
+        self.target: Optional[str] = None
+
+    def turn(self, way: int, places: List[Place], threads: List[str]) -> str:
+        """
+        Go so far through the choices that there are now.
+
+        Return why there are none, or nothing.
+        """
+        if not self.where:
+            self.place = turn(places, self.place, way)
+            return '' if self.place else 'there is no device to be moved'
+        assert self.place
+        if self.place not in places:
+            return f'{self.place.name} has left {self.place.thread}'
+        self.target = turn(threads, self.target, way)
+        return '' if self.target else (
+            f'there is no other IOThread for {self.place.name}')
+
+    def text(self) -> str:
+        """Return the question."""
+        assert self.place
+        what = f'Move {self.place.name} from {self.place.thread}'
+        if self.where:
+            return f'{what} to {self.target}?  enter: do it, arrows: another' \
+                ' IOThread, esc: leave'
+        return f'{what}?  enter: yes, arrows: another device, esc: leave'
+
+
 class Live:
     """The view: what is shown of the QEMUs, and how."""
 
@@ -88,6 +136,11 @@ class Live:
         self.holders = holders
         self.help = False
         self.top = 0
+        self.lines: List[Line] = []
+        self.picking: Optional[Picking] = None
+        self.moving: Optional['asyncio.Task[None]'] = None
+        # How a move went; until the next key
+        self.said = ''
         self.done = asyncio.Event()
         # The interval has been changed: do not wait for the end of the old
         self.changed = asyncio.Event()
@@ -103,8 +156,11 @@ class Live:
             .decode(self.window.encoding)
         with contextlib.suppress(curses.error):
             # The last place of the last line is an error, and is written
-            self.window.addnstr(row, 0, text, width, curses.A_BOLD
-                                if line.bold else curses.A_NORMAL)
+            self.window.addnstr(
+                row, 0, text, width,
+                curses.A_REVERSE if self.picking and line.place and
+                line.place == self.picking.place else
+                curses.A_BOLD if line.bold else curses.A_NORMAL)
 
     def title(self, width: int) -> Line:
         """Return the first line: what is shown, and since when."""
@@ -136,11 +192,24 @@ class Live:
         lines = table(vms, width, self.sort, self.backwards, self.holders)
         if self.holders and has_shared(vms):
             lines.append(Line(SHARED))
-        room = max(height - 2, 1)
+        self.lines = lines
+        if self.picking:
+            self.pick(0)
+        # The reason of a refusal may be long
+        bottom = textwrap.wrap(clean(
+            self.picking.text() if self.picking else self.said),
+            max(width, 20))[:3]
+        room = max(height - 2 - len(bottom), 1)
+        if self.picking:
+            # What is asked for has to be seen
+            row = [line.place for line in lines].index(self.picking.place)
+            self.top = min(max(self.top, row - room + 1), row)
         self.top = max(0, min(self.top, len(lines) - room))
         self.write(1, header(width))
         for row, line in enumerate(lines[self.top:self.top + room], 2):
             self.write(row, line)
+        for row, text in enumerate(bottom, max(height - len(bottom), 0)):
+            self.write(row, Line(text, bold=True))
         self.show()
 
     def show(self) -> None:
@@ -160,8 +229,58 @@ class Live:
                 self.changed.set()
                 break
 
+    def vm(self, place: Place) -> Vm:
+        """Return the QEMU of a device."""
+        return next(vm for vm in self.vms if vm.address == place.address)
+
+    def pick(self, way: int) -> None:
+        """Go on in the choices, or leave where there are none."""
+        assert self.picking
+        place = self.picking.place
+        why = self.picking.turn(
+            way, [line.place for line in self.lines if line.place],
+            targets(self.vm(place).threads, place.path) if place else [])
+        if why:
+            self.picking, self.said = None, why
+
+    def pick_key(self, key: int) -> None:
+        """Do what the key stands for in a choice."""
+        assert self.picking
+        ways = {curses.KEY_UP: -1, curses.KEY_LEFT: -1, curses.KEY_DOWN: 1,
+                curses.KEY_RIGHT: 1, ord('\t'): 1}
+        if key in ways:
+            self.pick(ways[key])
+        elif key in (ESCAPE, ord('q')):
+            self.picking = None
+        elif key in (ord('\r'), ord('\n'), curses.KEY_ENTER):
+            place, target = self.picking.place, self.picking.target
+            if self.picking.where and place and target:
+                self.picking = None
+                self.moving = asyncio.get_running_loop().create_task(
+                    self.move(place, target))
+            else:
+                self.picking.where = True
+                self.pick(0)
+
+    async def move(self, place: Place, target: str) -> None:
+        """Move a device, and say how that went."""
+        self.said = f'Moving {place.name} to {target} ...'
+        try:
+            await self.vm(place).move(place.path, place.thread, target)
+            self.said = f'{place.name} has moved from {place.thread} to' \
+                f' {target}'
+            # Show that
+            self.changed.set()
+        except NotMoved as error:
+            self.said = f'{place.name} not moved to {target}: {error}'
+        self.draw()
+
     def key(self, key: int) -> None:
         """Do what the key stands for."""
+        self.said = ''
+        if self.picking:
+            self.pick_key(key)
+            return
         page = max(self.window.getmaxyx()[0] - 3, 1)
         scroll = {curses.KEY_UP: -1, curses.KEY_DOWN: 1,
                   curses.KEY_PPAGE: -page, curses.KEY_NPAGE: page,
@@ -177,6 +296,9 @@ class Live:
             self.backwards = not self.backwards
         elif name == 'h':
             self.holders = not self.holders
+        elif name == 'm' and not (self.moving and not self.moving.done()):
+            self.holders, self.picking = True, Picking()
+            self.draw()
         elif name == ' ':
             self.frozen = None if self.frozen is not None else [
                 vm.snapshot() for vm in self.vms]
@@ -238,6 +360,8 @@ class Live:
                     if task.done():
                         # It only fails where this program does
                         task.result()
+                if self.moving and self.moving.done():
+                    self.moving.result()
                 self.draw()
                 if count is not None:
                     if count == 0:
@@ -248,8 +372,7 @@ class Live:
         finally:
             loop.remove_reader(0)
             loop.remove_signal_handler(signal.SIGWINCH)
-            for task in asking:
-                if task:
-                    task.cancel()
-            await asyncio.gather(*(task for task in asking if task),
-                                 return_exceptions=True)
+            left = [task for task in (*asking, self.moving) if task]
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)

@@ -47,6 +47,11 @@ class Io:
     read_bytes: float
     written_bytes: float
 
+    def __add__(self, other: 'Io') -> 'Io':
+        return Io(self.reads + other.reads, self.writes + other.writes,
+                  self.read_bytes + other.read_bytes,
+                  self.written_bytes + other.written_bytes)
+
 
 @dataclass
 class Holder:
@@ -64,8 +69,17 @@ class Thread:
     path: Optional[str] = None
     thread_id: Optional[int] = None
     main: bool = False
+    # QEMU made it for itself
+    internal: bool = False
+    # What query-iothreads tells of it
+    facts: Json = field(default_factory=dict)
     load: Optional[Load] = None
     holders: List[Holder] = field(default_factory=list)
+
+    @property
+    def users(self) -> bool:
+        """Whether it is an IOThread of the user's, who may put more there."""
+        return (self.path or '').startswith('/objects/')
 
 
 @dataclass
@@ -75,6 +89,18 @@ class Sample:
     threads: List[Tuple[Thread, float, Counters]]
     disks: List[Json]
     disks_at: float
+
+
+def can_move(holder: Holder) -> bool:
+    """Tell whether it is a device that may go to another IOThread."""
+    # virtio-blk and virtio-scsi have virtqueues to tell of
+    return 'vqs' in holder.facts
+
+
+def targets(threads: List[Thread], device: str) -> List[str]:
+    """Return the IOThreads that a device, by its QOM path, is not on."""
+    return [thread.name for thread in threads if thread.users and not any(
+        holder.facts.get('qom-path') == device for holder in thread.holders)]
 
 
 def rate(before: Counters, after: Counters, name: str,
@@ -124,20 +150,21 @@ def pair(threads: List[Json], results: List[Json]) \
     have an ID that the user's has too, and no path: then the order tells.
     IOThreads come and go between the two commands.
     """
-    left = list(results)
+    left: Dict[Optional[str], List[Json]] = {}
+    for result in results:
+        path = result.get('qom-path')
+        left.setdefault(path.rpartition('/')[2] if path else None,
+                        []).append(result)
 
     def take(ident: Optional[str]) -> Optional[Json]:
-        for result in left:
-            path = result.get('qom-path')
-            if (path.rpartition('/')[2] if path else None) == ident:
-                left.remove(result)
-                return result
-        return None
+        found = left.get(ident)
+        return found.pop(0) if found else None
 
     pairs: List[Tuple[Optional[Json], Optional[Json]]] = [
         (thread, take(thread['id'])) for thread in threads]
     pairs = [(thread, result or take(None)) for thread, result in pairs]
-    return pairs + [(None, result) for result in left]
+    return pairs + [(None, result) for found in left.values()
+                    for result in found]
 
 
 def counters(result: Optional[Json]) -> Counters:
@@ -158,8 +185,10 @@ def sample(threads: List[Json], results: List[Json], at: float,
     for info, result in pair(threads, results):
         path = result.get('qom-path') if result else None
         if info:
-            thread = Thread(info['id'], path, info['thread-id'], holders=[
-                Holder(facts) for facts in info.get('holders', [])])
+            thread = Thread(info['id'], path, info['thread-id'],
+                            internal=info.get('internal', False), facts=info,
+                            holders=[Holder(facts) for facts
+                                     in info.get('holders', [])])
         else:
             thread = Thread((path or '?').rpartition('/')[2], path)
         found.append((thread, at, counters(result)))
@@ -170,7 +199,7 @@ def keys(facts: Json) -> List[Tuple[str, str]]:
     """Return the names by which query-blockstats may know a holder."""
     names = []
     if facts['type'] == 'qom-object':
-        names = [('qdev', facts['qom-path'])]
+        names = [(key, facts['qom-path']) for key in ('controller', 'qdev')]
         if 'device' in facts:
             names.append(('qdev', facts['device']))
     elif 'node-name' in facts:
@@ -195,6 +224,10 @@ def disk_io(before: List[Json], after: List[Json],
         for key in ('qdev', 'node-name'):
             if disk.get(key):
                 found[key, disk[key]] = made
+        if disk.get('controller'):
+            # It does what its disks do
+            bus = 'controller', disk['controller']
+            found[bus] = found[bus] + made if bus in found else made
     return found
 
 

@@ -7,15 +7,18 @@ import json
 import os
 from pathlib import Path
 import shutil
-import signal
 import sys
 import time
 from typing import List
 
+from . import command
+from .command import (complain, complain_about, connections, positive, seconds,
+                      update)
 from .live import Live, screen, unusable
+from .monitor import UP
 from .svg import Recording, picture
-from .text import as_json, clean, report
-from .vm import UP, Vm
+from .text import as_json, report
+from .vm import Vm
 
 PROGRAM = 'iothread-top'
 SVG_SAMPLES = 60
@@ -25,28 +28,12 @@ class Failure(Exception):
     """What went wrong, as a sentence for the user."""
 
 
-def seconds(text: str) -> float:
-    """Return a time that is worth waiting for."""
-    value = float(text)
-    if not 0.05 <= value <= 3600:
-        raise argparse.ArgumentTypeError('not within 0.05 and 3600 seconds')
-    return value
-
-
-def positive(text: str) -> int:
-    """Return a number of samples."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError('not a number above 0')
-    return value
-
-
 def parser() -> argparse.ArgumentParser:
     """Return what knows the options."""
     made = argparse.ArgumentParser(
         prog=PROGRAM, description='Show how busy the event loops of QEMU are'
-        ' (IOThreads and the main loop), and who uses them.  Only asks, and'
-        ' changes nothing.',
+        ' (IOThreads and the main loop), and who uses them.  The view can move'
+        ' devices; all else only asks.',
         epilog='Exit code: 0; 1 if a QEMU could not be shown in the end;'
         ' 2 for wrong options.')
     made.add_argument('socket', nargs='+', help='QMP monitor of a QEMU or a'
@@ -73,25 +60,6 @@ def parser() -> argparse.ArgumentParser:
                       default=5.0,
                       help='how long to wait for QEMU (default: 5)')
     return made
-
-
-def complain(text: str) -> None:
-    """Say it to the user."""
-    print(f'{PROGRAM}: {clean(text)}', file=sys.stderr, flush=True)
-
-
-def complain_about(vms: List[Vm]) -> None:
-    """Say what is wrong with those that are not there."""
-    for vm in vms:
-        if vm.state != UP:
-            name = vm.address if vm.name == vm.address \
-                else f'{vm.name} ({vm.address})'
-            complain(f'{name}: {vm.state}: {vm.why}')
-
-
-async def update(vms: List[Vm]) -> None:
-    """Ask all, at the same time, and wait for all."""
-    await asyncio.gather(*(vm.update() for vm in vms))
 
 
 def write_picture(path: Path, recording: Recording) -> None:
@@ -169,48 +137,18 @@ async def run(args: argparse.Namespace, vms: List[Vm]) -> int:
         await asyncio.gather(*(vm.close() for vm in vms))
 
 
-async def guarded(args: argparse.Namespace, vms: List[Vm]) -> int:
-    """Have signals unwind it all, so that the terminal is left sane."""
-    loop = asyncio.get_running_loop()
-    task = loop.create_task(run(args, vms))
-    ended = 0
-
-    def end(number: int) -> None:
-        nonlocal ended
-        ended = number
-        task.cancel()
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, end, number)
-    try:
-        return await task
-    except asyncio.CancelledError:
-        return 128 + ended
-
-
 def main() -> int:
     """Return the exit code."""
     made = parser()
     args = made.parse_args()
-    try:
-        vms = [Vm(address, args.timeout)
-               for address in dict.fromkeys(args.socket)]
-    except ValueError as error:
-        made.error(str(error))
+    vms = connections(made, args)
     if not (args.once or args.json or args.svg):
         why = unusable()
         if why:
             complain(f'{why}: use --once, --json or --svg')
             return 1
-    for stream in (sys.stdout, sys.stderr):
-        # What their character set lacks stays readable
-        stream.reconfigure(errors='backslashreplace')  # type: ignore
     try:
-        return asyncio.run(guarded(args, vms))
+        return command.run(lambda: run(args, vms))
     except Failure as failure:
         complain(str(failure))
-        return 1
-    except BrokenPipeError:
-        # Nobody reads on: nothing is wrong, and nothing is left to write
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -7,8 +7,9 @@ from typing import Dict, List, Optional, Tuple
 from xml.sax.saxutils import escape
 
 from .load import Json, Load
+from .monitor import UP
 from .text import clean, describe, fit, natural
-from .vm import UP, Vm
+from .vm import Vm
 
 WIDTH, LEFT, RIGHT = 960, 230, 850
 TOP, STRIP, GAP, FOOT = 84, 72, 20, 56

@@ -7,8 +7,9 @@ import time
 from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 import unicodedata
 
-from .load import Holder, Io, Json, Load, Thread
-from .vm import UP, Vm
+from .load import Holder, Io, Json, Load, Thread, can_move
+from .monitor import UP
+from .vm import Vm
 
 
 def clean(text: str) -> str:
@@ -86,11 +87,21 @@ NAME_WIDTH = 12
 MOST_WIDTH = 132
 
 
+@dataclass(frozen=True)
+class Place:
+    """A device that may be moved, and the IOThread that it is on."""
+    address: str
+    thread: str
+    path: str
+    name: str
+
+
 @dataclass
 class Line:
     """A line of the table."""
     text: str
     bold: bool = False
+    place: Optional[Place] = None
 
 
 def columns(width: int) -> Tuple[int, List[Column]]:
@@ -158,13 +169,14 @@ def io_text(io: Io, shared: bool) -> str:
     return f'{number(io.reads + io.writes)} IOPS {megabytes:.1f} MB/s{star}'
 
 
-def holder_line(holder: Holder, width: int) -> Line:
+def holder_line(holder: Holder, width: int,
+                place: Optional[Place] = None) -> Line:
     """Return the line of a holder."""
     said = io_text(holder.io, holder.shared) if holder.io else ''
     text = '   ' + describe(holder.facts, whole=width >= 120)
     if said and width >= 40:
-        return Line(fit(text, width - len(said) - 1) + ' ' + said)
-    return Line(fit(text, width).rstrip())
+        text = fit(text, width - len(said) - 1) + ' ' + said
+    return Line(fit(text, width).rstrip(), place=place)
 
 
 def natural(name: str) -> List[Tuple[int, str]]:
@@ -219,9 +231,18 @@ def table(vms: List[Vm], width: int, sort: str = 'busy',
         for thread in arrange(vm.threads, sort, backwards):
             lines.append(thread_line(thread, width))
             if holders:
-                lines += [holder_line(each, width)
+                lines += [holder_line(each, width, place(vm, thread, each))
                           for each in thread.holders]
     return lines
+
+
+def place(vm: Vm, thread: Thread, holder: Holder) -> Optional[Place]:
+    """Return where the holder is, None if it has to stay there."""
+    if not can_move(holder):
+        return None
+    path = holder.facts['qom-path']
+    return Place(vm.address, thread.name, path,
+                 holder.facts.get('device', path))
 
 
 def has_shared(vms: List[Vm]) -> bool:

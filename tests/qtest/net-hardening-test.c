@@ -13,8 +13,7 @@
 #include <sys/un.h>
 #include "libqtest.h"
 #include "qobject/qdict.h"
-
-#define STOCK_BINARY "QTEST_QEMU_STOCK_BINARY"
+#include "stock-twin.h"
 
 static char *dir;
 
@@ -139,36 +138,11 @@ static void test_filter_refused(const char *binary)
     qtest_quit(s);
 }
 
-typedef void TestFunc(const char *binary);
-
-static void run(gconstpointer func)
-{
-    TestFunc *test = func;
-
-    test(NULL);
-}
-
-static void run_stock(gconstpointer func)
-{
-    TestFunc *test = func;
-
-    if (!getenv(STOCK_BINARY)) {
-        g_test_skip(STOCK_BINARY " is not set");
-    } else if (g_test_subprocess()) {
-        test(STOCK_BINARY);
-    } else {
-        g_test_trap_subprocess(NULL, 60 * G_USEC_PER_SEC, 0);
-        g_test_trap_assert_failed();
-    }
-}
-
-static void add(const char *name, TestFunc *test)
+static void add(const char *name, StockTest *test)
 {
     g_autofree char *path = g_strdup_printf("/net-hardening/%s", name);
-    g_autofree char *stock = g_strdup_printf("%s-stock", path);
 
-    qtest_add_data_func(path, test, run);
-    qtest_add_data_func(stock, test, run_stock);
+    add_twins(path, test, run_stock);
 }
 
 int main(int argc, char **argv)

@@ -12,10 +12,8 @@
 #include "qemu/osdep.h"
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include "libqtest.h"
 #include "libqos/libqos.h"
 #include "libqos/pci-pc.h"
-#include "libqos/virtio-pci.h"
 #include "qemu/bswap.h"
 #include "qemu/cutils.h"
 #include "qobject/qdict.h"
@@ -28,350 +26,12 @@
 #include "standard-headers/linux/virtio_ids.h"
 #include "standard-headers/linux/virtio_mmio.h"
 #include "standard-headers/linux/virtio_net.h"
-#include "standard-headers/linux/virtio_pci.h"
-#include "standard-headers/linux/virtio_ring.h"
 #include "hw/pci/pci_regs.h"
-
-#define STOCK_BINARY "QTEST_QEMU_STOCK_BINARY"
-
-#define RAM_SIZE (64 * 1024 * 1024)
-#define PAGE 0x1000
-
-/* Guest physical addresses */
-#define RINGS 0x100000
-#define RING_SIZE 0x10000
-#define BUFFERS 0x800000
-#define MSI 0x1000
-
-#define PACKED (1ull << VIRTIO_F_RING_PACKED)
-#define IN_ORDER (1ull << VIRTIO_F_IN_ORDER)
-#define INDIRECT (1ull << VIRTIO_RING_F_INDIRECT_DESC)
-#define EVENT_IDX (1ull << VIRTIO_RING_F_EVENT_IDX)
-
-#define PACKED_AVAIL (1 << VRING_PACKED_DESC_F_AVAIL)
-
-typedef struct Queue {
-    uint64_t desc, avail, used;
-    uint64_t kick;
-    uint16_t size;
-    uint16_t next;      /* avail index of a split ring */
-} Queue;
-
-typedef struct Dev {
-    QTestState *s;
-    QPCIBus *bus;
-    QVirtioPCIDevice *pci;
-    Queue q[4];
-} Dev;
-
-/* The QEMU that was started last */
-static pid_t qemu_pid;
-
-/* --- The driver ---------------------------------------------------------- */
-
-#define COMMON(field) offsetof(struct virtio_pci_common_cfg, field)
-
-static void write8(Dev *d, uint64_t field, uint8_t value)
-{
-    qpci_io_writeb(d->pci->pdev, d->pci->bar,
-                   d->pci->common_cfg_offset + field, value);
-}
-
-static void write16(Dev *d, uint64_t field, uint16_t value)
-{
-    qpci_io_writew(d->pci->pdev, d->pci->bar,
-                   d->pci->common_cfg_offset + field, value);
-}
-
-static void write32(Dev *d, uint64_t field, uint32_t value)
-{
-    qpci_io_writel(d->pci->pdev, d->pci->bar,
-                   d->pci->common_cfg_offset + field, value);
-}
-
-static void write64(Dev *d, uint64_t field, uint64_t value)
-{
-    write32(d, field, value);
-    write32(d, field + 4, value >> 32);
-}
-
-static uint16_t read16(Dev *d, uint64_t field)
-{
-    return qpci_io_readw(d->pci->pdev, d->pci->bar,
-                         d->pci->common_cfg_offset + field);
-}
-
-static uint8_t get_status(Dev *d)
-{
-    return qpci_io_readb(d->pci->pdev, d->pci->bar,
-                         d->pci->common_cfg_offset + COMMON(device_status));
-}
-
-static uint64_t get_features(Dev *d)
-{
-    uint64_t features = 0;
-
-    for (int i = 0; i < 2; i++) {
-        write32(d, COMMON(device_feature_select), i);
-        features |= (uint64_t)qpci_io_readl(
-            d->pci->pdev, d->pci->bar,
-            d->pci->common_cfg_offset + COMMON(device_feature)) << (32 * i);
-    }
-    return features;
-}
-
-/* Up to FEATURES_OK, with VERSION_1 and what of @want is offered */
-static void start_driver(Dev *d, uint64_t want)
-{
-    uint64_t features;
-
-    write8(d, COMMON(device_status), 0);
-    write8(d, COMMON(device_status), VIRTIO_CONFIG_S_ACKNOWLEDGE |
-                                     VIRTIO_CONFIG_S_DRIVER);
-    features = get_features(d) & (want | 1ull << VIRTIO_F_VERSION_1);
-    g_assert_cmphex(want & ~features, ==, 0);
-    for (int i = 0; i < 2; i++) {
-        write32(d, COMMON(guest_feature_select), i);
-        write32(d, COMMON(guest_feature), features >> (32 * i));
-    }
-    write8(d, COMMON(device_status), VIRTIO_CONFIG_S_ACKNOWLEDGE |
-                                     VIRTIO_CONFIG_S_DRIVER |
-                                     VIRTIO_CONFIG_S_FEATURES_OK);
-    g_assert_cmphex(get_status(d) & VIRTIO_CONFIG_S_FEATURES_OK, !=, 0);
-}
-
-static void setup_queue(Dev *d, int index, int size)
-{
-    Queue *q = &d->q[index];
-    uint16_t off;
-
-    q->desc = RINGS + index * RING_SIZE;
-    q->avail = q->desc + 4 * PAGE;
-    q->used = q->desc + 8 * PAGE;
-    q->next = 0;
-    qtest_memset(d->s, q->desc, 0, RING_SIZE);
-
-    write16(d, COMMON(queue_select), index);
-    if (size) {
-        write16(d, COMMON(queue_size), size);
-    }
-    q->size = read16(d, COMMON(queue_size));
-    if (!size) {
-        /* The transport only knows what has been written */
-        write16(d, COMMON(queue_size), q->size);
-    }
-    write64(d, COMMON(queue_desc_lo), q->desc);
-    write64(d, COMMON(queue_avail_lo), q->avail);
-    write64(d, COMMON(queue_used_lo), q->used);
-    off = read16(d, COMMON(queue_notify_off));
-    write16(d, COMMON(queue_enable), 1);
-    q->kick = d->pci->notify_cfg_offset + off * d->pci->notify_off_multiplier;
-}
-
-static void driver_ok(Dev *d)
-{
-    write8(d, COMMON(device_status), VIRTIO_CONFIG_S_ACKNOWLEDGE |
-                                     VIRTIO_CONFIG_S_DRIVER |
-                                     VIRTIO_CONFIG_S_FEATURES_OK |
-                                     VIRTIO_CONFIG_S_DRIVER_OK);
-}
-
-/* Queue @index interrupts by a write of @data to @addr */
-static void setup_msix_to(Dev *d, int index, uint32_t addr, uint32_t data)
-{
-    QPCIDevice *pdev = d->pci->pdev;
-    uint64_t entry;
-
-    if (!pdev->msix_enabled) {
-        qpci_msix_enable(pdev);
-    }
-    entry = pdev->msix_table_off + index * PCI_MSIX_ENTRY_SIZE;
-    qpci_io_writel(pdev, pdev->msix_table_bar,
-                   entry + PCI_MSIX_ENTRY_LOWER_ADDR, addr);
-    qpci_io_writel(pdev, pdev->msix_table_bar,
-                   entry + PCI_MSIX_ENTRY_UPPER_ADDR, 0);
-    qpci_io_writel(pdev, pdev->msix_table_bar,
-                   entry + PCI_MSIX_ENTRY_DATA, data);
-    qpci_io_writel(pdev, pdev->msix_table_bar,
-                   entry + PCI_MSIX_ENTRY_VECTOR_CTRL, 0);
-    write16(d, COMMON(queue_select), index);
-    write16(d, COMMON(queue_msix_vector), index);
-}
-
-/* The same, of 1 + @index to MSI + 4 * @index */
-static void setup_msix(Dev *d, int index)
-{
-    qtest_writel(d->s, MSI + 4 * index, 0);
-    setup_msix_to(d, index, MSI + 4 * index, 1 + index);
-}
-
-static void kick(Dev *d, int index)
-{
-    qpci_io_writew(d->pci->pdev, d->pci->bar, d->q[index].kick, index);
-}
-
-static Dev *dev_start(const char *binary, const char *args)
-{
-    g_autofree char *full = g_strdup_printf(
-        "-machine pc -m 64M -nodefaults -object iothread,id=io0 "
-        "-blockdev null-co,node-name=n,size=1048576,read-zeroes=on %s", args);
-    Dev *d = g_new0(Dev, 1);
-
-    d->s = qtest_init_ext(binary, full, NULL, true);
-    qemu_pid = qtest_pid(d->s);
-    d->bus = qpci_new_pc(d->s, NULL);
-    return d;
-}
-
-/* @devfn has the number of the bus in bits 8 and up */
-static void dev_find(Dev *d, int devfn)
-{
-    QPCIAddress addr = { .devfn = devfn };
-
-    d->pci = virtio_pci_new(d->bus, &addr);
-    g_assert_nonnull(d->pci);
-    qvirtio_pci_device_enable(d->pci);
-}
-
-static Dev *dev_new(const char *binary, const char *args)
-{
-    Dev *d = dev_start(binary, args);
-
-    dev_find(d, QPCI_DEVFN(4, 0));
-    return d;
-}
-
-static void dev_free_pci(Dev *d)
-{
-    g_free(d->pci->pdev);
-    g_free(d->pci);
-}
-
-static void dev_free(Dev *d)
-{
-    qtest_quit(d->s);
-    dev_free_pci(d);
-    qpci_free_pc(d->bus);
-    g_free(d);
-}
-
-/* QEMU answers, and has not been hurt */
-static void assert_alive(Dev *d)
-{
-    qtest_qmp_assert_success(d->s, "{ 'execute': 'query-status' }");
-}
-
-static void wait_status(Dev *d, uint8_t bit)
-{
-    for (int i = 0; i < 5000 && !(get_status(d) & bit); i++) {
-        g_usleep(1000);
-    }
-    g_assert_cmphex(get_status(d) & bit, !=, 0);
-}
-
-typedef struct Buffer {
-    uint64_t addr;
-    uint32_t len;
-    uint16_t flags;
-} Buffer;
-
-/* A chain of a split ring at descriptor @head, not yet available */
-static void write_chain(Dev *d, int index, int head, const Buffer *b, int n)
-{
-    Queue *q = &d->q[index];
-
-    for (int i = 0; i < n; i++) {
-        struct vring_desc desc = {
-            .addr = cpu_to_le64(b[i].addr),
-            .len = cpu_to_le32(b[i].len),
-            .flags = cpu_to_le16(b[i].flags |
-                                 (i + 1 < n ? VRING_DESC_F_NEXT : 0)),
-            .next = cpu_to_le16(head + i + 1),
-        };
-
-        qtest_memwrite(d->s, q->desc + (head + i) * sizeof(desc), &desc,
-                       sizeof(desc));
-    }
-}
-
-static void make_available(Dev *d, int index, int head)
-{
-    Queue *q = &d->q[index];
-
-    qtest_writew(d->s, q->avail + 4 + 2 * (q->next % q->size), head);
-    qtest_writew(d->s, q->avail + 2, ++q->next);
-}
-
-static uint16_t used_idx(Dev *d, int index)
-{
-    return qtest_readw(d->s, d->q[index].used + 2);
-}
-
-static void wait_used(Dev *d, int index, uint16_t idx)
-{
-    for (int i = 0; i < 500 && used_idx(d, index) != idx; i++) {
-        g_usleep(10 * 1000);
-    }
-    g_assert_cmpint(used_idx(d, index), ==, idx);
-}
-
-static void write_packed(Dev *d, int index, int i, uint64_t addr, uint32_t len,
-                         uint16_t id, uint16_t flags)
-{
-    struct vring_packed_desc desc = {
-        .addr = cpu_to_le64(addr),
-        .len = cpu_to_le32(len),
-        .id = cpu_to_le16(id),
-        .flags = cpu_to_le16(flags),
-    };
-
-    qtest_memwrite(d->s, d->q[index].desc + i * sizeof(desc), &desc,
-                   sizeof(desc));
-}
+#include "stock-twin.h"
+#include "virtio-driver.h"
+#include "virtio-program.h"
 
 /* --- How stock fails ----------------------------------------------------- */
-
-/*
- * Returns true in a subprocess that is to take stock QEMU to its death. In the
- * test itself, runs that and checks that it fails: in one of three runs, as
- * where threads have to meet it may not fail in each.
- */
-static bool dies_with_stock(void)
-{
-    if (!getenv(STOCK_BINARY)) {
-        g_test_skip(STOCK_BINARY " is not set");
-        return false;
-    }
-    if (g_test_subprocess()) {
-        return true;
-    }
-    for (int i = 0; i < 3; i++) {
-        g_test_trap_subprocess(NULL, 60 * G_USEC_PER_SEC, 0);
-        if (!g_test_trap_has_passed()) {
-            break;
-        }
-    }
-    g_test_trap_assert_failed();
-    return false;
-}
-
-typedef void TestFunc(const char *binary);
-
-static void run(gconstpointer func)
-{
-    TestFunc *test = func;
-
-    test(NULL);
-}
-
-static void run_stock(gconstpointer func)
-{
-    TestFunc *test = func;
-
-    if (dies_with_stock()) {
-        test(STOCK_BINARY);
-    }
-}
 
 /* Seconds after which a QEMU that does not answer counts as hung */
 #define HANG 3
@@ -384,7 +44,7 @@ static void too_long(int signal)
 
 static void run_stock_hangs(gconstpointer func)
 {
-    TestFunc *test = func;
+    StockTest *test = func;
 
     if (dies_with_stock()) {
         struct sigaction action = { .sa_handler = too_long };
@@ -395,17 +55,15 @@ static void run_stock_hangs(gconstpointer func)
     }
 }
 
-static void add_both(const char *name, TestFunc *test,
+static void add_both(const char *name, StockTest *test,
                      void (*stock_run)(gconstpointer))
 {
     g_autofree char *path = g_strdup_printf("/virtio-hardening/%s", name);
-    g_autofree char *stock = g_strdup_printf("%s-stock", path);
 
-    qtest_add_data_func(path, test, run);
-    qtest_add_data_func(stock, test, stock_run);
+    add_twins(path, test, stock_run);
 }
 
-static void add(const char *name, TestFunc *test)
+static void add(const char *name, StockTest *test)
 {
     add_both(name, test, run_stock);
 }
@@ -1539,8 +1197,8 @@ static void test_dma_to_other(const char *binary)
     dev_free(d);
 }
 
-/* An NVMe controller with a read to @to in flight; returns the address of CC */
-static uint64_t nvme_read(Dev *d, int slot, uint64_t mem, uint64_t to)
+/* An NVMe controller with a read in flight; returns the address of CC */
+static uint64_t nvme_read(Dev *d, int slot, uint64_t mem)
 {
     uint64_t admin = mem, admin_done = mem + PAGE, queue = mem + 2 * PAGE;
     uint32_t create_cq[16] = {
@@ -1555,7 +1213,7 @@ static uint64_t nvme_read(Dev *d, int slot, uint64_t mem, uint64_t to)
     };
     uint32_t read[16] = {
         [0] = cpu_to_le32(0x02 | 3 << 16), [1] = cpu_to_le32(1),
-        [6] = cpu_to_le32(to),
+        [6] = cpu_to_le32(mem + 4 * PAGE),
     };
     QPCIDevice *pdev = qpci_device_find(d->bus, QPCI_DEVFN(slot, 0));
     QPCIBar bar;
@@ -1563,7 +1221,7 @@ static uint64_t nvme_read(Dev *d, int slot, uint64_t mem, uint64_t to)
     g_assert_nonnull(pdev);
     qpci_device_enable(pdev);
     bar = qpci_iomap(pdev, 0, NULL);
-    qtest_memset(d->s, mem, 0, 4 * PAGE);
+    qtest_memset(d->s, mem, 0, 5 * PAGE);
     qpci_io_writel(pdev, bar, 0x24, 31 | 31 << 16);     /* AQA */
     qpci_io_writeq(pdev, bar, 0x28, admin);             /* ASQ */
     qpci_io_writeq(pdev, bar, 0x30, admin_done);        /* ACQ */
@@ -1612,8 +1270,8 @@ static void test_dma_waits(const char *binary)
     start_driver(&other, 0);
     setup_queue(&other, 1, 256);
     driver_ok(&other);
-    cc[0] = nvme_read(d, 6, BUFFERS + 16 * PAGE, BUFFERS);
-    cc[1] = nvme_read(d, 7, BUFFERS + 32 * PAGE, BUFFERS);
+    cc[0] = nvme_read(d, 6, BUFFERS + 16 * PAGE);
+    cc[1] = nvme_read(d, 7, BUFFERS + 32 * PAGE);
     read_to(d, 0, cc[0], 4);
     read_to(&other, 1, cc[1], 4);
     wait_used(d, 0, 1);
@@ -1630,59 +1288,13 @@ static void test_dma_waits(const char *binary)
     start_driver(d, 0);
     setup_queue(d, 0, 256);
     driver_ok(d);
-    cc[0] = nvme_read(d, 6, BUFFERS + 16 * PAGE, BUFFERS);
+    cc[0] = nvme_read(d, 6, BUFFERS + 16 * PAGE);
     read_to(d, 0, cc[0], 4);
     g_usleep(200 * 1000);
     reset_machine(d);
     dev_free_pci(d);
     dev_find(d, QPCI_DEVFN(4, 0));
     g_assert_cmphex(get_status(d), ==, 0);
-    dev_free(d);
-}
-
-/* The interrupt that says that a disk has been read resets the disk */
-static void test_dma_interrupt(const char *binary)
-{
-    Dev *d = dev_new(binary, SLOW "-device virtio-blk-pci,addr=4,drive=slow,"
-                     "disable-legacy=on");
-    uint8_t status;
-
-    start_driver(d, 0);
-    setup_queue(d, 0, 256);
-    setup_msix_to(d, 0, d->pci->bar.addr + d->pci->common_cfg_offset +
-                        COMMON(device_status), 0);
-    driver_ok(d);
-    status = get_status(d);
-    read_to(d, 0, BUFFERS + PAGE, 128);
-    wait_used(d, 0, 1);
-    assert_alive(d);
-    g_assert_cmphex(get_status(d), ==, status);
-    reset_machine(d);
-    dev_free(d);
-}
-
-/* What NVMe reads resets a virtio disk, whose own requests wait for that */
-static void test_dma_nvme(const char *binary)
-{
-    Dev *d = dev_new(binary,
-                     DISK("a", "300") DISK("b", "100")
-                     "-device virtio-blk-pci,addr=4,drive=a,disable-legacy=on "
-                     "-device nvme,addr=6,serial=b,drive=b");
-    uint8_t status;
-
-    start_driver(d, 0);
-    setup_queue(d, 0, 256);
-    driver_ok(d);
-    status = get_status(d);
-    read_to(d, 0, BUFFERS + PAGE, 128);
-    nvme_read(d, 6, BUFFERS + 16 * PAGE,
-              d->pci->bar.addr + d->pci->common_cfg_offset +
-              COMMON(device_status));
-    wait_used(d, 0, 1);
-    g_usleep(50 * 1000);
-    assert_alive(d);
-    g_assert_cmphex(get_status(d), ==, status);
-    reset_machine(d);
     dev_free(d);
 }
 
@@ -1710,12 +1322,8 @@ static void gpu_commands(Dev *d, uint64_t answer, uint64_t fence)
     kick(d, 0);
 }
 
-/*
- * A fence is what is written to register @reg of the port above, or of its PCI
- * Express capability
- */
-static void gpu_writes_port(const char *binary, bool express, unsigned reg,
-                            uint64_t fence)
+/* A fence is the value that makes the port above reset the device */
+static void test_dma_gpu_port(const char *binary)
 {
     const uint64_t ecam = 0xb0000000;
     const int port = QPCI_DEVFN(5, 0);
@@ -1743,20 +1351,10 @@ static void gpu_writes_port(const char *binary, bool express, unsigned reg,
     g_assert_cmphex(qtest_readl(d->s, ecam + (port << 12) + PCI_PRIMARY_BUS),
                     ==, 0x00010100);
 
-    if (express) {
-        uint8_t cap = PCI_CAPABILITY_LIST;
-
-        do {
-            cap = qtest_readb(d->s, ecam + (port << 12) + cap +
-                              (cap == PCI_CAPABILITY_LIST ? 0 : 1));
-            g_assert_cmphex(cap, !=, 0);
-        } while (qtest_readb(d->s, ecam + (port << 12) + cap) !=
-                 PCI_CAP_ID_EXP);
-        reg += cap;
-    }
     dev_find(d, 1 << 8);
-    gpu_commands(d, ecam + (port << 12) + reg -
-                 offsetof(struct virtio_gpu_ctrl_hdr, fence_id), fence);
+    gpu_commands(d, ecam + (port << 12) + PCI_INTERRUPT_LINE -
+                 offsetof(struct virtio_gpu_ctrl_hdr, fence_id),
+                 PCI_BRIDGE_CTL_BUS_RESET << 16);
     for (int i = 0; i < 3; i++) {
         qtest_system_reset(d->s);
         assert_alive(d);
@@ -1764,184 +1362,64 @@ static void gpu_writes_port(const char *binary, bool express, unsigned reg,
     dev_free(d);
 }
 
-/* The port resets the device */
-static void test_dma_gpu_port(const char *binary)
-{
-    gpu_writes_port(binary, false, PCI_INTERRUPT_LINE,
-                    PCI_BRIDGE_CTL_BUS_RESET << 16);
-}
-
-/* The port switches off the power of the device, which unplugs it */
-static void test_dma_gpu_slot(const char *binary)
-{
-    gpu_writes_port(binary, true, PCI_EXP_SLTCTL,
-                    PCI_EXP_SLTCTL_PCC | PCI_EXP_SLTCTL_PWR_IND_OFF);
-}
-
 /* --- Random drivers ------------------------------------------------------ */
 
-#define RANDOM_SECONDS 3
+/* Seconds for each device; longer than this where it is stress */
+#define RANDOM_SECONDS "2"
+#define RANDOM_SECONDS_ENV "QTEST_VIRTIO_RANDOM_SECONDS"
 
-static bool one_in(int n)
+static void let_it_work(Dev *d, uint8_t how)
 {
-    return g_test_rand_int_range(0, n) == 0;
-}
-
-static uint64_t random_addr(Dev *d)
-{
-    uint64_t bar = d->pci->bar.addr;
-    const uint64_t strange[] = {
-        RAM_SIZE - 1, RAM_SIZE - 16, RINGS, IOAPIC, 0xfed00000 /* HPET */,
-        bar + d->pci->common_cfg_offset, bar + d->pci->notify_cfg_offset,
-        bar + d->pci->device_cfg_offset, 0xfffc0000 /* ROM */, 1ull << 40,
-    };
-
-    if (one_in(6)) {
-        return strange[g_test_rand_int_range(0, ARRAY_SIZE(strange))];
-    }
-    return BUFFERS + g_test_rand_int_range(0, 4) * PAGE;
-}
-
-static uint32_t random_len(void)
-{
-    static const uint32_t lens[] = { 1, 4, 16, 24, 51, 108, 512, 4096 };
-
-    if (one_in(20)) {
-        return one_in(2) ? 0 : g_test_rand_int();
-    }
-    return lens[g_test_rand_int_range(0, ARRAY_SIZE(lens))];
-}
-
-/* Descriptor @i of a table of @n at @table */
-static void random_desc(Dev *d, uint64_t table, int i, int n, bool packed)
-{
-    uint64_t addr = table + i * sizeof(struct vring_desc);
-    uint16_t flags = 0, last = i + 1;
-
-    flags |= one_in(2) ? VRING_DESC_F_WRITE : 0;
-    flags |= one_in(2) ? VRING_DESC_F_NEXT : 0;
-    flags |= one_in(6) ? VRING_DESC_F_INDIRECT : 0;
-    if (packed) {
-        flags |= one_in(8) ? 1 << VRING_PACKED_DESC_F_USED : PACKED_AVAIL;
-        last = g_test_rand_int_range(0, n);
-    } else if (one_in(10)) {
-        last = g_test_rand_int_range(0, 2 * n);
-    }
-    qtest_writeq(d->s, addr, random_addr(d));
-    qtest_writel(d->s, addr + 8, random_len());
-    qtest_writew(d->s, addr + 12, packed ? last : flags);
-    qtest_writew(d->s, addr + 14, packed ? flags : last);
-}
-
-/* Requests that a disk understands, more or less, and a table of buffers */
-static void random_buffers(Dev *d, bool packed)
-{
-    static const uint8_t types[] = { 0, 1, 4, 8, 11, 13, 2, 0xff };
-    static const uint8_t codes[] = { 0, 0x03, 0x12, 0x28, 0x2a, 0x42, 0xa0 };
-    BlkHeader header = {
-        .type = cpu_to_le32(types[g_test_rand_int_range(0, sizeof(types))]),
-        .sector = cpu_to_le64(g_test_rand_int_range(0, 4096)),
-    };
-    ScsiCmd cmd = {
-        .lun = { 1, 1, 0x40 },
-        .cdb = { codes[g_test_rand_int_range(0, sizeof(codes))], [4] = 1,
-                 [8] = 1 },
-    };
-
-    qtest_memwrite(d->s, BUFFERS, &header, sizeof(header));
-    qtest_memwrite(d->s, BUFFERS + PAGE, &cmd, sizeof(cmd));
-    for (int i = 0; i < 8; i++) {
-        random_desc(d, BUFFERS + 2 * PAGE, i, 8, packed);
+    if (how < 8) {
+        qtest_qmp_assert_success(d->s, "{ 'execute': 'stop' }");
+        qtest_qmp_assert_success(d->s, "{ 'execute': 'cont' }");
+    } else if (how < 64) {
+        qtest_clock_step(d->s, 1000 * 1000);
+    } else {
+        g_usleep(how * 4);
     }
 }
-
-static void random_driver(const char *args, int queues)
-{
-    struct sigaction action = { .sa_handler = too_long };
-    gint64 end = g_get_monotonic_time() + RANDOM_SECONDS * G_USEC_PER_SEC;
-    Dev *d;
-
-    sigaction(SIGALRM, &action, NULL);
-    alarm(60);
-    d = dev_new(NULL, args);
-    while (g_get_monotonic_time() < end) {
-        bool packed = one_in(2);
-        uint64_t features = packed ? PACKED : 0;
-
-        features |= one_in(2) ? INDIRECT : 0;
-        features |= one_in(2) ? EVENT_IDX : 0;
-        features |= one_in(3) ? IN_ORDER : 0;
-        write8(d, COMMON(device_status), 0);
-        features &= get_features(d);
-        if (strstr(args, "free-page-hint")) {
-            features |= 1ull << VIRTIO_BALLOON_F_FREE_PAGE_HINT;
-        }
-        start_driver(d, features);
-        for (int i = 0; i < queues; i++) {
-            setup_queue(d, i, 1 << g_test_rand_int_range(3, 7));
-        }
-        if (one_in(4)) {
-            setup_msix(d, queues - 1);
-        }
-        driver_ok(d);
-
-        for (int step = g_test_rand_int_range(1, 20); step > 0; step--) {
-            int index = one_in(3) ? g_test_rand_int_range(0, queues)
-                                  : queues - 1;
-            Queue *q = &d->q[index];
-
-            random_buffers(d, packed);
-            for (int i = 0; i < 8; i++) {
-                random_desc(d, q->desc, i, q->size, packed);
-            }
-            for (int i = g_test_rand_int_range(0, 6); !packed && i > 0; i--) {
-                make_available(d, index, g_test_rand_int_range(0, 8));
-            }
-            kick(d, index);
-            if (one_in(4)) {
-                qpci_io_writel(d->pci->pdev, d->pci->bar,
-                               d->pci->device_cfg_offset +
-                               4 * g_test_rand_int_range(0, 10),
-                               g_test_rand_int());
-            }
-            if (one_in(6)) {
-                write16(d, COMMON(queue_select), index);
-                write16(d, COMMON(queue_size), g_test_rand_int_range(0, 1025));
-            }
-            if (one_in(10)) {
-                qtest_qmp_assert_success(d->s, "{ 'execute': 'stop' }");
-                qtest_qmp_assert_success(d->s, "{ 'execute': 'cont' }");
-            }
-        }
-    }
-    assert_alive(d);
-    dev_free(d);
-    alarm(0);
-}
-
-static const struct {
-    const char *name, *args;
-    int queues;
-} random_devs[] = {
-    { "blk", SLOW "-device virtio-blk-pci,addr=4,drive=slow,packed=on,"
-             "in_order=on,disable-legacy=on,rerror=report,werror=report", 1 },
-    { "blk-iothread", BLK_IOTHREAD ",packed=on,in_order=on", 1 },
-    { "scsi", SLOW "-device virtio-scsi-pci,id=scsi,addr=4,num_queues=1,"
-              "disable-legacy=on,packed=on,in_order=on "
-              "-device scsi-hd,drive=slow,bus=scsi.0,scsi-id=1", 3 },
-    { "scsi-iothread", SLOW "-device virtio-scsi-pci,id=scsi,addr=4,"
-              "num_queues=1,disable-legacy=on,packed=on,in_order=on,"
-              "iothread=io0 "
-              "-device scsi-hd,drive=slow,bus=scsi.0,scsi-id=1", 3 },
-    { "balloon", "-device virtio-balloon-pci,addr=4,free-page-hint=on,"
-                 "packed=on,in_order=on,iothread=io0,disable-legacy=on", 4 },
-};
 
 static void test_random(gconstpointer opaque)
 {
-    int i = GPOINTER_TO_INT(opaque);
+    const VirtioTarget *target = opaque;
+    const char *seconds = getenv(RANDOM_SECONDS_ENV) ?: RANDOM_SECONDS;
+    struct sigaction action = { .sa_handler = too_long };
+    gint64 end = g_get_monotonic_time() + atoi(seconds) * G_USEC_PER_SEC;
+    int programs = 0;
+    Dev *d;
 
-    random_driver(random_devs[i].args, random_devs[i].queues);
+    if (!strcmp(target->name, "gpu-blob")) {
+        g_autofree char *preload = g_canonicalize_filename(
+            g_test_get_filename(G_TEST_BUILT, "fake-udmabuf.so", NULL), NULL);
+
+        g_setenv("LD_PRELOAD", preload, true);
+    }
+    d = dev_new(NULL, target->args);
+    g_unsetenv("LD_PRELOAD");
+
+    sigaction(SIGALRM, &action, NULL);
+    for (; g_get_monotonic_time() < end; programs++) {
+        uint8_t data[600];
+        int size = g_test_rand_int_range(1, sizeof(data));
+
+        for (int i = 0; i < size; i++) {
+            data[i] = g_test_rand_int();
+        }
+        alarm(60);
+        virtio_program_run(d, target, data, size, let_it_work);
+        if (programs % 64 == 0) {
+            reset_machine(d);
+            dev_free_pci(d);
+            qpci_free_pc(d->bus);
+            d->bus = qpci_new_pc(d->s, NULL);
+            dev_find(d, QPCI_DEVFN(4, 0));
+        }
+    }
+    assert_alive(d);
+    alarm(0);
+    dev_free(d);
+    g_test_message("%d programs", programs);
 }
 
 /* --- Features ------------------------------------------------------------ */
@@ -1996,11 +1474,11 @@ int main(int argc, char **argv)
     add("in-use/layout", test_layout);
     add("in-use/layout-index", test_layout_in_use);
     qtest_add_data_func("/virtio-hardening/in-use/memory", test_queue_memory,
-                        run);
+                        run_test);
     add("refused/modes", test_refused_modes);
     add("refused/queue-size", test_refused_queue_size);
     qtest_add_data_func("/virtio-hardening/refused/iommu", test_refused_iommu,
-                        run);
+                        run_test);
     add("refused/queues", test_too_many_queues);
     add("refused/virtqueue-size", test_too_large_queues);
     add("unplug/pio-notify", test_unplug_pio_notify);
@@ -2021,17 +1499,14 @@ int main(int argc, char **argv)
              run_stock_hangs);
     add_both("dma/to-itself", test_dma_to_itself, run_stock_hangs);
     add_both("dma/to-other", test_dma_to_other, run_stock_hangs);
-    qtest_add_data_func("/virtio-hardening/dma/waits", test_dma_waits, run);
-    add_both("dma/interrupt", test_dma_interrupt, run_stock_hangs);
-    add_both("dma/nvme", test_dma_nvme, run_stock_hangs);
+    qtest_add_data_func("/virtio-hardening/dma/waits", test_dma_waits, run_test);
     add_both("dma/gpu-port", test_dma_gpu_port, run_stock_hangs);
-    add_both("dma/gpu-slot", test_dma_gpu_slot, run_stock_hangs);
     add("features/masked", test_masked_features);
-    for (int i = 0; i < ARRAY_SIZE(random_devs); i++) {
+    for (const VirtioTarget *t = virtio_targets; t->name; t++) {
         g_autofree char *path = g_strdup_printf("/virtio-hardening/random/%s",
-                                                random_devs[i].name);
+                                                t->name);
 
-        qtest_add_data_func(path, GINT_TO_POINTER(i), test_random);
+        qtest_add_data_func(path, t, test_random);
     }
 
     return g_test_run();

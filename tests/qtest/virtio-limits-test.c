@@ -10,10 +10,7 @@
 
 #include "qemu/osdep.h"
 #include <sys/resource.h>
-#include "libqtest.h"
 #include "libqos/libqos.h"
-#include "libqos/pci-pc.h"
-#include "libqos/virtio-pci.h"
 #include "qemu/bswap.h"
 #include "qemu/units.h"
 #include "qobject/qdict.h"
@@ -23,163 +20,27 @@
 #include "standard-headers/linux/virtio_crypto.h"
 #include "standard-headers/linux/virtio_ids.h"
 #include "standard-headers/linux/virtio_mmio.h"
-#include "standard-headers/linux/virtio_pci.h"
-#include "standard-headers/linux/virtio_ring.h"
 #include "standard-headers/linux/virtio_snd.h"
+#include "stock-twin.h"
+#include "virtio-driver.h"
 
-#define STOCK_BINARY "QTEST_QEMU_STOCK_BINARY"
-
-#define RAM_SIZE (64 * MiB)
-#define PAGE 0x1000
-
-/* Guest physical addresses */
-#define RINGS 0x100000
-#define RING_SIZE 0x10000
+/* Of an indirect table */
 #define TABLE 0x700000
-#define BUFFERS 0x800000
 
-#define INDIRECT (1ull << VIRTIO_RING_F_INDIRECT_DESC)
-
-#define READY (VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER | \
-               VIRTIO_CONFIG_S_FEATURES_OK)
-
-typedef struct Queue {
-    uint64_t desc, avail, used, kick;
-    uint16_t size, next;
-} Queue;
-
-typedef struct Dev {
-    QTestState *s;
-    QPCIBus *bus;
-    QVirtioPCIDevice *pci;
-    Queue q[4];
-} Dev;
-
-/* --- The driver ---------------------------------------------------------- */
-
-#define COMMON(field) offsetof(struct virtio_pci_common_cfg, field)
-
-static void write8(Dev *d, uint64_t field, uint8_t value)
+/* Up to DRIVER_OK, with queues of 32 */
+static void start(Dev *d, uint64_t features, int queues)
 {
-    qpci_io_writeb(d->pci->pdev, d->pci->bar,
-                   d->pci->common_cfg_offset + field, value);
-}
-
-static void write16(Dev *d, uint64_t field, uint16_t value)
-{
-    qpci_io_writew(d->pci->pdev, d->pci->bar,
-                   d->pci->common_cfg_offset + field, value);
-}
-
-static void write32(Dev *d, uint64_t field, uint32_t value)
-{
-    qpci_io_writel(d->pci->pdev, d->pci->bar,
-                   d->pci->common_cfg_offset + field, value);
-}
-
-static void write64(Dev *d, uint64_t field, uint64_t value)
-{
-    write32(d, field, value);
-    write32(d, field + 4, value >> 32);
-}
-
-static uint16_t read16(Dev *d, uint64_t field)
-{
-    return qpci_io_readw(d->pci->pdev, d->pci->bar,
-                         d->pci->common_cfg_offset + field);
-}
-
-static uint8_t get_status(Dev *d)
-{
-    return qpci_io_readb(d->pci->pdev, d->pci->bar,
-                         d->pci->common_cfg_offset + COMMON(device_status));
-}
-
-static void setup_queue(Dev *d, int index, int size)
-{
-    Queue *q = &d->q[index];
-    uint16_t off;
-
-    q->desc = RINGS + index * RING_SIZE;
-    q->avail = q->desc + 4 * PAGE;
-    q->used = q->desc + 8 * PAGE;
-    q->size = size;
-    q->next = 0;
-    qtest_memset(d->s, q->desc, 0, RING_SIZE);
-
-    write16(d, COMMON(queue_select), index);
-    write16(d, COMMON(queue_size), size);
-    write64(d, COMMON(queue_desc_lo), q->desc);
-    write64(d, COMMON(queue_avail_lo), q->avail);
-    write64(d, COMMON(queue_used_lo), q->used);
-    off = read16(d, COMMON(queue_notify_off));
-    write16(d, COMMON(queue_enable), 1);
-    q->kick = d->pci->notify_cfg_offset + off * d->pci->notify_off_multiplier;
-}
-
-static void start_driver(Dev *d, uint64_t features, int queues)
-{
-    features |= 1ull << VIRTIO_F_VERSION_1;
-    write8(d, COMMON(device_status), 0);
-    write8(d, COMMON(device_status), VIRTIO_CONFIG_S_ACKNOWLEDGE |
-                                     VIRTIO_CONFIG_S_DRIVER);
-    for (int i = 0; i < 2; i++) {
-        write32(d, COMMON(guest_feature_select), i);
-        write32(d, COMMON(guest_feature), features >> (32 * i));
-    }
-    write8(d, COMMON(device_status), READY);
+    start_driver(d, features);
     for (int i = 0; i < queues; i++) {
         setup_queue(d, i, 32);
     }
-    write8(d, COMMON(device_status), READY | VIRTIO_CONFIG_S_DRIVER_OK);
+    driver_ok(d);
 }
 
-static void kick(Dev *d, int index)
+static void finish(Dev *d)
 {
-    qpci_io_writew(d->pci->pdev, d->pci->bar, d->q[index].kick, index);
-}
-
-static Dev *dev_new(const char *binary, const char *args)
-{
-    g_autofree char *full = g_strdup_printf(
-        "-machine pc -m 64M -nodefaults %s", args);
-    QPCIAddress addr = { .devfn = QPCI_DEVFN(4, 0) };
-    Dev *d = g_new0(Dev, 1);
-
-    d->s = qtest_init_ext(binary, full, NULL, true);
-    d->bus = qpci_new_pc(d->s, NULL);
-    d->pci = virtio_pci_new(d->bus, &addr);
-    g_assert_nonnull(d->pci);
-    qvirtio_pci_device_enable(d->pci);
-    return d;
-}
-
-static void dev_free(Dev *d)
-{
-    qtest_qmp_assert_success(d->s, "{ 'execute': 'query-status' }");
-    qtest_quit(d->s);
-    g_free(d->pci->pdev);
-    g_free(d->pci);
-    qpci_free_pc(d->bus);
-    g_free(d);
-}
-
-typedef struct Buffer {
-    uint64_t addr;
-    uint32_t len;
-    uint16_t flags;
-} Buffer;
-
-static void write_desc(Dev *d, uint64_t addr, const Buffer *b, uint16_t next)
-{
-    struct vring_desc desc = {
-        .addr = cpu_to_le64(b->addr),
-        .len = cpu_to_le32(b->len),
-        .flags = cpu_to_le16(b->flags),
-        .next = cpu_to_le16(next),
-    };
-
-    qtest_memwrite(d->s, addr, &desc, sizeof(desc));
+    assert_alive(d);
+    dev_free(d);
 }
 
 /* One message of @n buffers, in an indirect table */
@@ -189,29 +50,15 @@ static void send_message(Dev *d, int index, const Buffer *b, int n)
     Buffer table = { TABLE, n * sizeof(struct vring_desc),
                      VRING_DESC_F_INDIRECT };
 
-    for (int i = 0; i < n; i++) {
-        Buffer one = b[i];
-
-        one.flags |= i + 1 < n ? VRING_DESC_F_NEXT : 0;
-        write_desc(d, TABLE + i * sizeof(struct vring_desc), &one, i + 1);
-    }
+    write_table(d, TABLE, 0, b, n);
     write_desc(d, q->desc, &table, 0);
-    qtest_writew(d->s, q->avail + 4 + 2 * (q->next % q->size), 0);
-    qtest_writew(d->s, q->avail + 2, ++q->next);
+    make_available(d, index, 0);
     kick(d, index);
 }
 
-static uint16_t used_idx(Dev *d, int index)
+static void wait_answered(Dev *d, int index, uint16_t idx)
 {
-    return qtest_readw(d->s, d->q[index].used + 2);
-}
-
-static void wait_used(Dev *d, int index, uint16_t idx)
-{
-    for (int i = 0; i < 500 && used_idx(d, index) != idx; i++) {
-        g_usleep(10 * 1000);
-    }
-    g_assert_cmpint(used_idx(d, index), ==, idx);
+    wait_used(d, index, idx);
     g_assert_cmphex(get_status(d) & VIRTIO_CONFIG_S_NEEDS_RESET, ==, 0);
 }
 
@@ -242,48 +89,6 @@ static void limit_memory(Dev *d)
     g_assert_cmpint(prlimit(qtest_pid(d->s), RLIMIT_AS, &limits, NULL), ==, 0);
 }
 
-/* --- How stock fails ----------------------------------------------------- */
-
-typedef void TestFunc(const char *binary);
-
-static void run(gconstpointer func)
-{
-    TestFunc *test = func;
-
-    test(NULL);
-}
-
-/* In one of three runs: where threads have to meet it may not fail in each */
-static void run_stock(gconstpointer func)
-{
-    TestFunc *test = func;
-
-    if (!getenv(STOCK_BINARY)) {
-        g_test_skip(STOCK_BINARY " is not set");
-        return;
-    }
-    if (g_test_subprocess()) {
-        test(STOCK_BINARY);
-        return;
-    }
-    for (int i = 0; i < 3; i++) {
-        g_test_trap_subprocess(NULL, 60 * G_USEC_PER_SEC, 0);
-        if (!g_test_trap_has_passed()) {
-            break;
-        }
-    }
-    g_test_trap_assert_failed();
-}
-
-static void add(const char *name, TestFunc *test)
-{
-    g_autofree char *path = g_strdup_printf("/virtio-limits/%s", name);
-    g_autofree char *stock = g_strdup_printf("%s-stock", path);
-
-    qtest_add_data_func(path, test, run);
-    qtest_add_data_func(stock, test, run_stock);
-}
-
 /* --- Messages that are larger than what QEMU can allocate ---------------- */
 
 static void test_serial(const char *binary)
@@ -292,11 +97,11 @@ static void test_serial(const char *binary)
     Dev *d = dev_new(binary, "-device virtio-serial-pci,addr=4,max_ports=2,"
                      "disable-legacy=on");
 
-    start_driver(d, 1 << 1 /* MULTIPORT */ | INDIRECT, 4);
+    start(d, 1 << 1 /* MULTIPORT */ | INDIRECT, 4);
     limit_memory(d);
     send_large(d, CONTROL_OUT, (Buffer) { BUFFERS, 8, 0 }, 1022, 0);
-    wait_used(d, CONTROL_OUT, 1);
-    dev_free(d);
+    wait_answered(d, CONTROL_OUT, 1);
+    finish(d);
 }
 
 #define SND_CTRL 0
@@ -310,7 +115,7 @@ static Dev *snd_new(const char *binary, const char *backend)
         "-device virtio-sound-pci,addr=4,audiodev=a", backend);
     Dev *d = dev_new(binary, args);
 
-    start_driver(d, INDIRECT, 4);
+    start(d, INDIRECT, 4);
     return d;
 }
 
@@ -327,7 +132,7 @@ static void snd_start(Dev *d, uint32_t stream)
 
     qtest_memwrite(d->s, BUFFERS, &start, sizeof(start));
     send_message(d, SND_CTRL, b, 2);
-    wait_used(d, SND_CTRL, d->q[SND_CTRL].next);
+    wait_answered(d, SND_CTRL, d->q[SND_CTRL].next);
     g_assert_cmphex(qtest_readl(d->s, BUFFERS + PAGE), ==, VIRTIO_SND_S_OK);
 }
 
@@ -340,7 +145,7 @@ static void test_snd_tx(const char *binary)
     send_large(d, SND_TX, (Buffer) { BUFFERS, 4, 0 }, 1022, 0);
     snd_start(d, 0);
     qtest_clock_step(d->s, 100 * 1000 * 1000);
-    dev_free(d);
+    finish(d);
 }
 
 static void test_snd_rx(const char *binary)
@@ -356,10 +161,10 @@ static void test_snd_rx(const char *binary)
         qtest_clock_step(d->s, 10 * 1000 * 1000);
     }
     /* a period of silence, and the status */
-    wait_used(d, SND_RX, 1);
+    wait_answered(d, SND_RX, 1);
     g_assert_cmpint(qtest_readl(d->s, d->q[SND_RX].used + 8), ==, 2048 + 8);
     g_assert_cmphex(qtest_readl(d->s, 16 * MiB + 2048), ==, VIRTIO_SND_S_OK);
-    dev_free(d);
+    finish(d);
 }
 
 /* There is no room for the status of what is recorded */
@@ -373,10 +178,10 @@ static void test_snd_short_rx(const char *binary)
 
     qtest_writel(d->s, BUFFERS, 1);
     send_message(d, SND_RX, b, 2);
-    wait_used(d, SND_RX, 1);
+    wait_answered(d, SND_RX, 1);
     g_assert_cmphex(qtest_readl(d->s, BUFFERS + PAGE), ==,
                     VIRTIO_SND_S_BAD_MSG);
-    dev_free(d);
+    finish(d);
 }
 
 /* What is played is what the messages have, whatever their size */
@@ -422,7 +227,7 @@ static void test_snd_play(void)
     for (int i = 0; i < 20; i++) {
         qtest_clock_step(d->s, 10 * 1000 * 1000);
     }
-    dev_free(d);
+    finish(d);
 
     g_assert_true(g_file_get_contents(path, &wav, &len, NULL));
     unlink(path);
@@ -455,36 +260,35 @@ static void test_crypto(const char *binary)
           VRING_DESC_F_WRITE },
     };
 
-    start_driver(d, INDIRECT, 2);
+    start(d, INDIRECT, 2);
     limit_memory(d);
     qtest_memwrite(d->s, BUFFERS, &req, sizeof(req));
     send_message(d, 1, b, 2);
-    wait_used(d, 1, 1);
+    wait_answered(d, 1, 1);
     g_assert_cmpint(qtest_readl(d->s, BUFFERS + PAGE + 8), ==,
                     VIRTIO_CRYPTO_ERR);
-    dev_free(d);
+    finish(d);
 }
 
 static void test_rng(const char *binary)
 {
     Dev *d = dev_new(binary, "-device virtio-rng-pci,addr=4,disable-legacy=on");
 
-    start_driver(d, INDIRECT, 1);
+    start(d, INDIRECT, 1);
     limit_memory(d);
     send_large(d, 0, (Buffer) { 16 * MiB, 4 * MiB, VRING_DESC_F_WRITE }, 80,
                VRING_DESC_F_WRITE);
-    wait_used(d, 0, 1);
+    wait_answered(d, 0, 1);
     g_assert_cmpint(qtest_readl(d->s, d->q[0].used + 8), ==, 1 * MiB);
-    dev_free(d);
+    finish(d);
 }
 
 /* --- Queues that are reset, with requests in flight ----------------------- */
 
 #define QUEUE_RESET offsetof(struct virtio_pci_modern_common_cfg, queue_reset)
-#define RING_RESET (1ull << VIRTIO_F_RING_RESET)
 
-#define SLOW "-object iothread,id=io0 -blockdev null-co,node-name=slow," \
-             "read-zeroes=on,size=1048576,latency-ns=20000000 "
+#define SLOW "-blockdev null-co,node-name=slow,read-zeroes=on,size=1048576," \
+             "latency-ns=20000000 "
 #define BLK "-device virtio-blk-pci,addr=4,drive=slow,disable-legacy=on,"
 #define SCSI "-device scsi-hd,drive=slow,bus=scsi.0,scsi-id=1,lun=0"
 
@@ -506,13 +310,7 @@ static void reset_in_flight(Dev *d, int index, const Buffer *b, int n,
     Queue *q = &d->q[index];
 
     for (int round = 0; round < 20; round++) {
-        for (int i = 0; i < n; i++) {
-            Buffer one = b[i];
-
-            one.flags |= i + 1 < n ? VRING_DESC_F_NEXT : 0;
-            write_desc(d, q->desc + i * sizeof(struct vring_desc), &one,
-                       i + 1);
-        }
+        write_chain(d, index, 0, b, n);
         qtest_writew(d->s, q->avail + 2, q->next = 30);
         kick(d, index);
         if (round % 2) {
@@ -526,21 +324,15 @@ static void reset_in_flight(Dev *d, int index, const Buffer *b, int n,
         g_assert_cmphex(qtest_readb(d->s, done), ==, 0xff);
         g_assert_cmpint(used_idx(d, index), ==, 0);
 
-        for (int i = 0; i < n; i++) {
-            Buffer one = b[i];
-
-            one.flags |= i + 1 < n ? VRING_DESC_F_NEXT : 0;
-            write_desc(d, q->desc + i * sizeof(struct vring_desc), &one,
-                       i + 1);
-        }
+        write_chain(d, index, 0, b, n);
         qtest_writew(d->s, q->avail + 2, q->next = 2);
         kick(d, index);
-        wait_used(d, index, 2);
+        wait_answered(d, index, 2);
         g_assert_cmphex(qtest_readb(d->s, done), ==, 0);
         reset_queue(d, index);
         setup_queue(d, index, 32);
     }
-    dev_free(d);
+    finish(d);
 }
 
 static void reset_blk(const char *binary, const char *more)
@@ -554,7 +346,7 @@ static void reset_blk(const char *binary, const char *more)
         { BUFFERS + 2 * PAGE, 1, VRING_DESC_F_WRITE },
     };
 
-    start_driver(d, RING_RESET, 1);
+    start(d, RING_RESET, 1);
     qtest_memwrite(d->s, BUFFERS, &header, sizeof(header));
     reset_in_flight(d, 0, b, 3, BUFFERS + 2 * PAGE);
 }
@@ -589,7 +381,7 @@ static void test_reset_blk_retry(const char *binary)
         { BUFFERS + 2 * PAGE, 1, VRING_DESC_F_WRITE },
     };
 
-    start_driver(d, INDIRECT | RING_RESET, 1);
+    start(d, INDIRECT | RING_RESET, 1);
     qtest_memwrite(d->s, BUFFERS, &header, sizeof(header));
     qtest_memset(d->s, BUFFERS + PAGE, 0xff, 512);
     send_message(d, 0, b, 3);
@@ -602,9 +394,9 @@ static void test_reset_blk_retry(const char *binary)
     g_assert_cmpint(used_idx(d, 0), ==, 0);
 
     send_message(d, 0, b, 3);
-    wait_used(d, 0, 1);
+    wait_answered(d, 0, 1);
     g_assert_cmphex(qtest_readq(d->s, BUFFERS + PAGE), ==, 0);
-    dev_free(d);
+    finish(d);
 }
 
 static void reset_scsi(const char *binary, const char *more)
@@ -622,12 +414,12 @@ static void reset_scsi(const char *binary, const char *more)
         { BUFFERS + PAGE, 512, VRING_DESC_F_WRITE },
     };
 
-    start_driver(d, RING_RESET, 3);
+    start(d, RING_RESET, 3);
     /* the first command only tells of the reset of the bus */
     qtest_memset(d->s, BUFFERS, 0, PAGE);
     qtest_memwrite(d->s, BUFFERS, cmd, 3);
     send_message(d, 2, b, 2);
-    wait_used(d, 2, 1);
+    wait_answered(d, 2, 1);
     reset_queue(d, 2);
     setup_queue(d, 2, 32);
     qtest_memwrite(d->s, BUFFERS, cmd, sizeof(cmd));
@@ -670,8 +462,8 @@ static void test_reset_snd(const char *binary)
     for (int i = 0; i < 20; i++) {
         qtest_clock_step(d->s, 10 * 1000 * 1000);
     }
-    wait_used(d, SND_RX, 1);
-    dev_free(d);
+    wait_answered(d, SND_RX, 1);
+    finish(d);
 }
 
 /* --- Modern virtio-mmio --------------------------------------------------- */
@@ -730,9 +522,9 @@ static void mmio_start(QTestState *s, int size)
     mmio_write(s, VIRTIO_MMIO_DRIVER_FEATURES, 0);
     mmio_write(s, VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1);
     mmio_write(s, VIRTIO_MMIO_DRIVER_FEATURES, 1);
-    mmio_write(s, VIRTIO_MMIO_STATUS, READY);
+    mmio_write(s, VIRTIO_MMIO_STATUS, DRIVER_READY);
     mmio_setup(s, size);
-    mmio_write(s, VIRTIO_MMIO_STATUS, READY | VIRTIO_CONFIG_S_DRIVER_OK);
+    mmio_write(s, VIRTIO_MMIO_STATUS, DRIVER_READY | VIRTIO_CONFIG_S_DRIVER_OK);
 }
 
 /* Makes @n reads available, and all of them use the same descriptors */
@@ -767,7 +559,8 @@ static void test_mmio_ready(const char *binary)
 {
     QTestState *s = qtest_init_ext(binary,
         "-machine microvm -m 64M -nodefaults "
-        "-global virtio-mmio.force-legacy=false " SLOW
+        "-global virtio-mmio.force-legacy=false "
+        "-object iothread,id=io0 " SLOW
         "-device virtio-blk-device,drive=slow,iothread=io0", NULL, true);
 
     mmio_base = 0xfeb00000;
@@ -804,7 +597,7 @@ static void test_mmio_ready(const char *binary)
         mmio_reads(s, 200);
         mmio_wait_used(s, 200);
         g_assert_cmphex(mmio_read(s, VIRTIO_MMIO_STATUS), ==,
-                        READY | VIRTIO_CONFIG_S_DRIVER_OK);
+                        DRIVER_READY | VIRTIO_CONFIG_S_DRIVER_OK);
 
         /* As the driver of Linux goes: a reset, and no queue is ready */
         mmio_write(s, VIRTIO_MMIO_STATUS, 0);
@@ -815,12 +608,19 @@ static void test_mmio_ready(const char *binary)
     /* Before the device works on it a queue can be changed */
     mmio_start(s, 64);
     mmio_write(s, VIRTIO_MMIO_STATUS, 0);
-    mmio_write(s, VIRTIO_MMIO_STATUS, READY);
+    mmio_write(s, VIRTIO_MMIO_STATUS, DRIVER_READY);
     mmio_setup(s, 8);
     mmio_write(s, VIRTIO_MMIO_QUEUE_READY, 0);
     mmio_setup(s, 16);
     g_assert_cmpint(mmio_queue(s, "vring-num"), ==, 16);
     qtest_quit(s);
+}
+
+static void add(const char *name, StockTest *test)
+{
+    g_autofree char *path = g_strdup_printf("/virtio-limits/%s", name);
+
+    add_twins(path, test, run_stock);
 }
 
 int main(int argc, char **argv)

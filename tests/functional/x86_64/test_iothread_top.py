@@ -20,10 +20,11 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, List
 from xml.etree import ElementTree
 
 from qemu_test import QemuSystemTest
+from qemu_test.iothreadtool import IOThreadToolTest
 from qemu_test.linuxguest import GuestConsole, GuestMissing, guest_args
 from qemu_test.qmpprogram import Program, programs
 from qemu_test.terminal import Terminal
@@ -31,157 +32,17 @@ from qemu_test.terminal import Terminal
 Json = Dict[str, Any]
 
 TOOL = Path(__file__).resolve().parents[3] / 'scripts/iothread-top'
-# How long one test may take, in seconds
-TEST_TIMEOUT = 240
 SHARES = ['busy-percent', 'poll-hit-percent', 'poll-miss-percent',
           'idle-percent']
 RATES = ['events-per-second', 'wakeups-per-second', 'iterations-per-second']
 
 
-class Fake:
-    """A monitor that tells what no QEMU would."""
-
-    def __init__(self, path: str, answers: Dict[str, List[Any]]) -> None:
-        """The last answer of each command is repeated."""
-        self.answers = answers
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.bind(path)
-        self.socket.listen(1)
-        threading.Thread(target=self.serve, daemon=True).start()
-
-    def serve(self) -> None:
-        """Serve one client after the other."""
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self.socket.accept()
-                with client, contextlib.suppress(OSError):
-                    self.talk(client)
-
-    def talk(self, client: socket.socket) -> None:
-        """Answer until the client goes."""
-        def send(message: Json) -> None:
-            # An event in front of each answer is nobody's business
-            client.sendall(json.dumps({
-                'event': 'STOP', 'timestamp': {
-                    'seconds': 1, 'microseconds': 1}}).encode() + b'\r\n')
-            client.sendall(json.dumps(message).encode() + b'\r\n')
-
-        client.sendall(b'{"QMP": {"version": {"qemu": {"major": 10,'
-                       b' "minor": 2, "micro": 2}, "package": ""},'
-                       b' "capabilities": ["oob"]}}\r\n')
-        text = ''
-        negotiated = False
-        while data := client.recv(65536):
-            text += data.decode()
-            with contextlib.suppress(ValueError):
-                while text:
-                    request, end = json.JSONDecoder().raw_decode(text)
-                    text = text[end:].lstrip()
-                    answer = {} if not negotiated else \
-                        self.answer(request['execute'], request)
-                    message = {'return': answer, 'id': request.get('id')}
-                    if negotiated:
-                        send(message)
-                    else:
-                        client.sendall(json.dumps(message).encode()
-                                       + b'\r\n')
-                    negotiated = True
-
-    def answer(self, command: str, request: Json) -> Any:
-        """Return the next answer to the command."""
-        target = request.get('arguments', {}).get('target')
-        answers = self.answers.get(f'{command} {target}' if target
-                                   else command, [[]])
-        return answers.pop(0) if len(answers) > 1 else answers[0]
-
-    def close(self) -> None:
-        """Go away."""
-        self.socket.close()
-
-
-class IOThreadTop(QemuSystemTest):
+class IOThreadTop(IOThreadToolTest):
     """Runs the tool as a user does."""
 
     maxDiff = None
 
-    def setUp(self) -> None:
-        super().setUp()
-        signal.signal(signal.SIGALRM, self._out_of_time)
-        signal.alarm(TEST_TIMEOUT)
-        self.count = 0
-
-    def tearDown(self) -> None:
-        signal.alarm(0)
-        super().tearDown()
-
-    def _out_of_time(self, _number: int, _frame: Any) -> None:
-        self.fail(f'not done after {TEST_TIMEOUT} s')
-
-    def path(self, name: str) -> str:
-        """Return a path for a socket."""
-        return os.path.join(self.socket_dir().name, name)
-
-    def launch(self, name: str, *args: str, machine: str = 'none',
-               title: Optional[str] = None) -> str:
-        """
-        Start a QEMU; return the path of its monitor for the tool.
-
-        There is another one at that path and "2".
-        """
-        path = self.path(name)
-        vm = self.get_vm(name=name)
-        vm.set_machine(machine)
-        if machine == 'none':
-            vm.add_args('-accel', 'qtest')
-        vm.add_args('-nodefaults', '-name', title or name,
-                    '-chardev', f'socket,id=top,path={path},server=on,'
-                    'wait=off', '-mon', 'chardev=top,mode=control',
-                    '-qmp', f'unix:{path}2,server=on,wait=off', *args)
-        vm.launch()
-        return path
-
-    def work(self, name: str) -> None:
-        """Have the IOThread "busy" serve a client that wants ever more."""
-        image = os.environ.get('QEMU_TEST_QEMU_IMG') or os.path.join(
-            os.path.dirname(self.qemu_bin), 'qemu-img')
-        if not os.access(image, os.X_OK):
-            self.skipTest('there is no qemu-img')
-        vm, path = self.get_vm(name=name), self.path(f'{name}-nbd')
-        vm.cmd('nbd-server-start', addr={'type': 'unix',
-                                         'data': {'path': path}})
-        vm.cmd('block-export-add', type='nbd', id='export', node_name='disk',
-               iothread='busy')
-        # pylint: disable-next=consider-using-with
-        client = subprocess.Popen(
-            [image, 'bench', '-f', 'raw', '-c', str(2 ** 31 - 1), '-d', '8',
-             f'nbd+unix:///disk?socket={path}'],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL)
-        self.addCleanup(client.wait)
-        self.addCleanup(client.kill)
-
-    def one(self, name: str = 'vm', title: Optional[str] = None) -> str:
-        """Start a QEMU with a busy and an idle IOThread."""
-        path = self.launch(
-            name, '-object', 'iothread,id=busy', '-object',
-            'iothread,id=idle', '-blockdev',
-            # It takes its time, or nothing else would find any
-            'null-co,node-name=disk,read-zeroes=off,latency-ns=1000000',
-            title=title)
-        self.work(name)
-        return path
-
-    def run_tool(self, *args: str, code: int = 0,
-                 **environment: str) -> 'subprocess.CompletedProcess[str]':
-        """Run the tool to its end."""
-        done = subprocess.run(
-            [sys.executable, TOOL, *args], capture_output=True, text=True,
-            stdin=subprocess.DEVNULL, check=False, timeout=60,
-            env={**os.environ, 'COLUMNS': '80', **environment})
-        self.log.debug('%s: %s\n%s', args, done.stdout, done.stderr)
-        self.assertNotIn('Traceback', done.stderr)
-        self.assertEqual(done.returncode, code, done.stderr)
-        return done
+    tool = TOOL
 
     def samples(self, *args: str, code: int = 0) -> List[Json]:
         """Return the samples that the tool prints as JSON."""
@@ -354,6 +215,69 @@ class IOThreadTop(QemuSystemTest):
         self.assertEqual(terminal.screen.unknown, [])
         self.assertNotIn(b'Traceback', terminal.raw)
 
+    def test_move(self) -> None:
+        """A device is moved by a key, and one that cannot be is not"""
+        args = []
+        for name in ('busy', 'other', 'third'):
+            args += ['-object', f'iothread,id={name}']
+        for i, disk in enumerate(('disk0', 'disk1')):
+            args += ['-blockdev', f'null-co,node-name=n{i}', '-device',
+                     json.dumps({'driver': 'virtio-blk-pci', 'id': disk,
+                                 'drive': f'n{i}', 'iothread': 'busy'})]
+        path = self.launch('vm', '-accel', 'qtest', '-S', *args, machine='pc')
+        vm = self.get_vm(name='vm')
+
+        def places() -> Dict[str, str]:
+            return {holder['device']: info['id']
+                    for info in vm.cmd('query-iothreads')
+                    for holder in info['holders'] if 'device' in holder}
+
+        able = any(each['name'] == 'set-iothread-vq-mapping'
+                   for each in vm.cmd('query-commands'))
+        terminal = self.live(path)
+        terminal.wait_for('device=disk1')
+        terminal.send('m')
+        terminal.wait_for('Move disk0 from busy[?]  enter: yes')
+        down, up = '\x1bB', '\x1bA'
+        terminal.send(down)
+        terminal.wait_for('Move disk1 from busy[?]')
+        terminal.send(down)
+        terminal.wait_for('Move disk0 from busy[?]')
+        terminal.send(up + '\n')
+        terminal.wait_for('Move disk1 from busy to (other|third)[?]')
+        terminal.send('q')
+        terminal.wait_for('Move', absent=True)
+        self.assertEqual(places(), {'disk0': 'busy', 'disk1': 'busy'})
+
+        # All keys at once
+        terminal.send('m' + down + '\n' + down + '\n')
+        if able:
+            terminal.wait_for('disk1 has moved from busy to (other|third)$')
+            to = places()['disk1']
+            self.assertIn(to, ('other', 'third'))
+            self.assertEqual(places()['disk0'], 'busy')
+            terminal.wait_for(rf'^ {to} .*\n   device=disk1')
+        else:
+            terminal.wait_for('disk1 not moved to .*it lacks the\n? ?command')
+            self.assertEqual(places(), {'disk0': 'busy', 'disk1': 'busy'})
+
+        # Its IOThreads go while the user thinks
+        for name in {'other', 'third'} - set(places().values()):
+            vm.cmd('object-del', id=name)
+        terminal.send('m')
+        terminal.wait_for('Move disk0 from busy[?]  enter')
+        if not able:
+            terminal.send('\n')
+            terminal.wait_for('no other IOThread for disk0')
+            return
+        terminal.send('\n')
+        terminal.wait_for(f'Move disk0 from busy to {to}[?]')
+        vm.cmd('set-iothread-vq-mapping', device='disk0',
+               iothread_vq_mapping=[{'iothread': to}])
+        terminal.wait_for('disk0 has left busy')
+        terminal.send('q')
+        self.assertEqual(terminal.wait(), 0)
+
     def test_signals(self) -> None:
         """However the view ends, the terminal is as before"""
         path = self.one()
@@ -467,6 +391,7 @@ class IOThreadTop(QemuSystemTest):
                     time.sleep(0.2)
                 done = self.run_tool('--once', '--timeout', '0.5', path,
                                      code=1)
+                self.assertIn(': taken: ', done.stderr)
                 self.assertIn('another -qmp', done.stderr)
         self.run_tool('--once', '-d', '0.1', path)
 
@@ -640,30 +565,6 @@ class IOThreadTop(QemuSystemTest):
                                  path, code=1)
             self.assertIn('cannot tell', done.stdout)
             self.assertRegex(done.stdout, r'(?m)^ busy +\d+ +\d')
-
-    def fake_stats(self, *values: int) -> Json:
-        """Return counters that have these values."""
-        names = ['busy-time', 'poll-hit-time', 'poll-miss-time',
-                 'blocked-time', 'cpu-time', 'events', 'wakeups',
-                 'iterations']
-        return {'provider': 'event-loop', 'qom-path': '/objects/io0',
-                'stats': [{'name': name, 'value': value}
-                          for name, value in zip(names, values)]}
-
-    @contextlib.contextmanager
-    def fake(self, answers: Dict[str, List[Any]]) -> Iterator[str]:
-        """Have a monitor that answers like this."""
-        self.count += 1
-        path = self.path(f'fake{self.count}')
-        fake = Fake(path, {
-            'query-name': [{'name': 'fake'}],
-            'query-stats-schemas': [[{'provider': 'event-loop'}]],
-            'query-iothreads': [[{'id': 'io0', 'thread-id': 7,
-                                  'holders': []}]], **answers})
-        try:
-            yield path
-        finally:
-            fake.close()
 
     def test_absurd_counters(self) -> None:
         """Counters go back or jump, and the thread is the same"""
