@@ -51,6 +51,7 @@ COMPARES = ['cc0', 'cc1']
 JOBS = ['j0', 'j1', 'j2']
 JOB_COMMANDS = ('blockdev-mirror', 'blockdev-backup', 'block-stream',
                 'block-commit')
+MOVE = 'set-iothread-vq-mapping'
 JOB_ENDS = ('job-cancel', 'job-complete')
 FOR_ALL_NODES = ('nbd-server-stop', 'system_reset', 'quit')
 
@@ -271,6 +272,7 @@ class Device:
     driver: str
     node: str | None
     bus: str                    # the HBA of a scsi-hd
+    queues: int = 0             # of those that can move
     pending: bool = False       # device_del was accepted
 
 
@@ -320,6 +322,7 @@ class Session:
             'mon_iothread': [{'type': 'monitor', 'id': 'qmp'}]}
         self.qemu = Qemu(binary, daemon, self.temp.name)
         self.view = View()
+        self.moved: set[str] = set()        # devices, by the latest step
         self.loads = Loads()
 
     def begin(self) -> None:
@@ -461,6 +464,7 @@ class Session:
         before = self.view
         touched = self.touched(step)
         error = ''
+        self.moved = {args['device']} if command == MOVE else set()
         self.qemu.events.clear()
         try:
             do = getattr(self, 'do_' + name,
@@ -551,8 +555,10 @@ class Session:
                     f'{node}: in {view.ctx[node]}, not in {may}')
         # what stayed keeps its order, and what came is behind it
         for thread, holders in view.holders.items():
-            old = [ident(h) for h in before.holders.get(thread, [])]
-            new = [ident(h) for h in holders]
+            old = [ident(h) for h in before.holders.get(thread, [])
+                   if h.get('device') not in self.moved]
+            new = [ident(h) for h in holders
+                   if h.get('device') not in self.moved]
             stayed = [n for n in old if n in new
                       and view.exports.get(n, n) not in touched
                       and not view.jobs.get(n, frozenset()) & touched]
@@ -616,10 +622,65 @@ class Session:
         if error:
             return
         name = args['id']
-        self.devices[name] = Device(args['driver'], args.get('drive'),
-                                    args.get('bus', '').split('.')[0])
+        self.devices[name] = Device(
+            args['driver'], args.get('drive'),
+            args.get('bus', '').split('.')[0],
+            args.get('num-queues') or args.get('num_queues', 0))
         if 'bus' not in args:
             self.attach(name, device_holds(args))
+
+    def disks(self, name: str) -> set[str]:
+        """The nodes of a device, and of the disks behind it."""
+        return {device.node for other, device in self.devices.items()
+                if name in (other, device.bus) and
+                device.node in self.view.group}
+
+    def did_set_iothread_vq_mapping(self, args: Args, error: str,
+                                    before: View) -> None:
+        name, mapping = args['device'], args['iothread-vq-mapping']
+        device = self.devices.get(name)
+        if not error:
+            assert device
+            self.detach(name)
+            self.attach(name, device_holds({
+                'id': name, 'driver': device.driver, 'iothread': None,
+                'num-queues': device.queues, 'iothread-vq-mapping': mapping}))
+            shown = self.qemu.execute(
+                'qom-get', path=f'/machine/peripheral/{name}',
+                property='iothread-vq-mapping')
+            require(shown == mapping, 'move', f'{shown}')
+            first = [thread for thread, holder in self.holds[name]
+                     if 0 in holder['vqs']]
+            for node in self.disks(name):
+                require(device.driver != 'virtio-scsi-pci' or
+                        self.view.ctx[node] == (first or [None])[0],
+                        'move', f'{node}: in {self.view.ctx[node]}')
+            return
+        if not device or device.pending or not device.queues or \
+                'ioeventfd' in error or \
+                self.wrong(mapping, device.queues, before):
+            return
+        # Others keep its nodes where they are
+        groups = {before.group[node] for node in self.disks(name)
+                  if node in before.group}
+        others = {other.node for key, other in self.devices.items()
+                  if name not in (key, other.bus)} | {
+            before.exports.get(key) for key, args in self.exports.items()
+            if args['fixed-iothread']}
+        require(any(others & group or before.busy(group)
+                    for group in groups), 'move', error)
+
+    @staticmethod
+    def wrong(mapping: list[Args], queues: int, before: View) -> bool:
+        """Whether a mapping cannot be that of a device."""
+        vqs = [item.get('vqs') for item in mapping]
+        flat = [vq for item in vqs for vq in item or []]
+        names = [item['iothread'] for item in mapping]
+        return len(set(names)) < len(names) or \
+            any(os.path.basename(name) not in before.threads()
+                for name in names) or \
+            any(vqs) and (not all(vqs) or
+                          sorted(flat) != list(range(queues)))
 
     def do_device_del(self, args: Args) -> None:
         self.qemu.execute('device_del', **args)
@@ -773,6 +834,7 @@ class Generator:
             return
         self.steps += [
             (20, self.device_add),
+            (15, self.move),
             (8, lambda: ['device_del', self.one(DEVICES, session.devices)]),
             (5, lambda: ['eject', self.one(DEVICES, [
                 name for name, device in session.devices.items()
@@ -907,6 +969,14 @@ class Generator:
                 {'ioeventfd': False}, {'queue-size': 3},
                 {'iommu_platform': True, 'disable-legacy': 'off'}])
         return ['device_add', args]
+
+    def move(self) -> Step:
+        devices = self.session.devices
+        name = self.pick(DEVICES, [name for name, device in devices.items()
+                                   if device.queues or self.chance(0.05)])
+        queues = devices[name].queues if name in devices else 1
+        return [MOVE, {'device': name, 'iothread-vq-mapping': [] if
+                       self.chance(0.15) else self.mapping(queues)}]
 
     def mapping(self, queues: int) -> list[Args]:
         names = [self.thread() for _ in range(self.rng.randint(1, 3))]
