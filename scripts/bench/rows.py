@@ -10,7 +10,7 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Any, Callable, ContextManager, Iterator
 
-from . import instructions, processes, programs, virtqueue
+from . import instructions, moves, processes, programs, virtqueue
 from .guest import QUEUES, Guest, guest
 from .processes import QTEST, disks, iothreads
 from .qemu import PROGRAM, Qemu
@@ -68,6 +68,7 @@ AREAS = {
     "work": "Instructions of QEMU, which a busy host does not change",
     "guest": "I/O of a Linux guest under TCG, queues x requests at a time",
     "queue": "I/O by virtqueues without a guest, queues x requests",
+    "move": "Pause of a disk that moves to another IOThread",
     "loop": "Turns of a bare event loop, with its load counted",
     "QMP": "QMP commands", "plug": "Plug and unplug",
     "query": "query-iothreads, with holders and (stock) without",
@@ -100,6 +101,21 @@ def io() -> Iterator[Row]:
                 "the same without a guest, by rings in shared memory: next "
                 "to all of the time is QEMU's", "µs", rings,
                 methodcaller("read", depth, count // queues), SAME)
+
+
+def pauses() -> Iterator[Row]:
+    alone = apart(("patched",), most=3)
+    for disk, scsi in ("virtio-blk", False), ("virtio-scsi", True):
+        for storage in "null-co", "file":
+            for depth in 1, 32, 256:
+                for name, worst, limit in (("median", False, 0.2),
+                                           ("99 %", True, 5)):
+                    yield Row(
+                        f"move: {disk}, {storage}, {depth}, {name}",
+                        f"so many requests at a time while it moves "
+                        f"{moves.MOVES} times: how long it takes none", "ms",
+                        alone, moves.Pause(scsi, storage == "file", depth,
+                                           worst), Bound("value", limit))
 
 
 # --- QMP ------------------------------------------------------------------
@@ -258,5 +274,5 @@ def process(patched: Path) -> Iterator[Row]:
 
 
 def table(patched: Path) -> list[Row]:
-    return [*work(), *io(), *loops(patched), *qmp(), *registry(),
+    return [*work(), *io(), *pauses(), *loops(patched), *qmp(), *registry(),
             *process(patched)]

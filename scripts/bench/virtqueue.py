@@ -185,19 +185,23 @@ class Disk:
 COUNT = SIZE // 4  # requests of three descriptors; divides SIZE
 
 
-def options(name: str, scsi: bool, queues: int,
-            more: dict[str, object]) -> list[str]:
-    """A null disk; its queues run in an IOThread, several in two."""
+NULL = f"null-co,size={CAPACITY},read-zeroes=off"
+
+
+def options(name: str, scsi: bool, queues: int, more: dict[str, object],
+            node: str = NULL, device: str = "") -> list[str]:
+    """A disk; its queues run in an IOThread, several in two."""
     threads: dict[str, object] = {"iothread": "io0"} if queues == 1 else {
         "iothread-vq-mapping": [{"iothread": "io0"}, {"iothread": "io1"}]}
-    args = ["-blockdev", f"null-co,node-name={name},size={CAPACITY},"
-            "read-zeroes=off"]
+    args = ["-blockdev", f"{node},node-name={name}"]
+    device = device or f"hba-{name}"
     devices: list[dict[str, object]] = [
-        {"driver": "virtio-scsi-pci", "id": f"hba-{name}",
+        {"driver": "virtio-scsi-pci", "id": device,
          "num_queues": queues, **threads, **more},
-        {"driver": "scsi-hd", "drive": name, "bus": f"hba-{name}.0",
+        {"driver": "scsi-hd", "drive": name, "bus": f"{device}.0",
          "scsi-id": 0, "lun": 0, "serial": name}] if scsi else [
         {"driver": "virtio-blk-pci", "drive": name, "serial": name,
+         "id": device,
          "num-queues": queues, **threads, **more}]
     for device in devices:
         args += ["-device", json.dumps(device)]
@@ -205,8 +209,8 @@ def options(name: str, scsi: bool, queues: int,
 
 
 @contextlib.contextmanager
-def disk(build: Path, scsi: bool, queues: int, under: Sequence[str] = ()
-         ) -> Iterator[Disk]:
+def disk(build: Path, scsi: bool, queues: int, under: Sequence[str] = (),
+         node: str = NULL, args: Sequence[str] = ()) -> Iterator[Disk]:
     with contextlib.ExitStack() as stack:
         ram = os.memfd_create("bench")
         stack.callback(os.close, ram)
@@ -223,7 +227,8 @@ def disk(build: Path, scsi: bool, queues: int, under: Sequence[str] = ()
                 "-object", "qtest,id=test,chardev=test,log=none",
                 *IOTHREADS, *options("n0", scsi, queues, {
                     "addr": str(SLOT),
-                    "virtqueue_size" if scsi else "queue-size": SIZE})],
+                    "virtqueue_size" if scsi else "queue-size": SIZE}, node,
+                    "moving"), *args],
                 (ram, far.fileno()), under))
         found = Disk(qemu, test, mmap.mmap(ram, RAM), scsi, queues)
         qemu.greet()
