@@ -28,8 +28,12 @@ libseccomp-dev libxen-dev libcmocka-dev libjson-c-dev
 libasan8 libtsan2 libubsan1 libgl1-mesa-dri mesa-vulkan-drivers
 xvfb xauth socat busybox-static seabios ipxe-qemu qemu-system-data
 ca-certificates
+python3-prometheus-client promtool
 """.split()
-PACKAGES_HASH = hashlib.sha256(" ".join(PACKAGES).encode()).hexdigest()
+# Only in a root of our own: a host would start the daemon, now and at boot.
+ROOT_PACKAGES = ["prometheus"]
+PACKAGES_HASH = hashlib.sha256(" ".join(PACKAGES + ROOT_PACKAGES).encode()
+                               ).hexdigest()
 # Only unpacked, for a guest.
 GUEST_PACKAGES = ["libgl1-mesa-dri", "libegl1", "libgles2", "kmscube"]
 
@@ -234,8 +238,8 @@ class Env:
                    ["sh", "-c", "dpkg --configure -a && "
                     "apt-get -q -o APT::Update::Error-Mode=any update"],
                    log, cwd=Path("/"), env=env, timeout=600, way_out=out)
-        there.step(f"environment: {len(PACKAGES)} packages",
-                   [*INSTALL, *PACKAGES], log, cwd=Path("/"), env=env,
+        there.step(f"environment: {len(PACKAGES + ROOT_PACKAGES)} packages",
+                   [*INSTALL, *PACKAGES, *ROOT_PACKAGES], log, cwd=Path("/"), env=env,
                    timeout=3600, append=True, way_out=out)
         there.logged(["apt-get", "clean"], log, cwd=Path("/"), append=True)
 
