@@ -11,6 +11,7 @@ from . import mirror
 from .build import Builder
 from .common import Fail, Repo, remove, say
 from .gitrepo import Git
+from .origin import column, origin, trailers
 from .series import (COVER, Outcome, Series, commits, from_commit, tip)
 
 # All that is tracked here belongs to QEMU: a change has to name it.
@@ -90,7 +91,8 @@ def messages(series: Series) -> Item:
         if lines[0] in subjects:
             bad.append("another change has the same subject")
         subjects.add(lines[0])
-        if len(lines) < 4 or lines[1] or not lines[2].strip():
+        if len(lines) < 4 or lines[1] or not lines[2].strip() \
+                or trailers(f"\n\n{lines[2]}"):
             bad.append("no blank line and body after the subject")
         bad += [f"line {number} is longer than 76 columns"
                 for number, line in enumerate(lines, 1) if len(line) > 76]
@@ -99,6 +101,46 @@ def messages(series: Series) -> Item:
         if change.message != change.message.rstrip("\n") + "\n":
             bad.append("has blank lines at its end")
         item.errors += [f"{change.name}: {what}" for what in bad]
+    return item
+
+
+def origins(repo: Repo, series: Series) -> Item:
+    """Each change says whether QEMU has it, and docs/changes.md agrees."""
+    item = Item("upstream")
+    for change in series.changes:
+        item.errors += [f"{change.name}: {what}"
+                        for what in origin(change.message).errors]
+    table = repo.root / "docs" / "changes.md"
+    if table.exists():
+        old = text(table)
+        new, missing = column(old, {c.name: c.message
+                                    for c in series.changes})
+        item.errors += [f"docs/changes.md has not one row for {name}"
+                        for name in missing]
+        item.errors += [
+            f"docs/changes.md:{number}: the column upstream is not as the "
+            "patch says; ./fork refresh writes it"
+            for number, pair in enumerate(zip(old.split("\n"),
+                                              new.split("\n")), 1)
+            if pair[0] != pair[1]]
+    return item
+
+
+def probes(git: Git, base: str, outcomes: list[Outcome]) -> Item:
+    """What a probe looks for is in neither the base nor the series."""
+    item = Item("probes")
+    for outcome in outcomes:
+        name = outcome.change.name
+        for path, what in origin(outcome.change.message).probes:
+            for commit, where in ((base, "the base"),
+                                  (outcomes[-1].commit, "the series")):
+                done = git.raw("show", f"{commit}:{path}")
+                if done.returncode:
+                    item.errors.append(f"{name}: its probe names {path}, "
+                                       f"which is not in {where}")
+                elif what.encode() in done.stdout:
+                    item.errors.append(f"{name}: {where} has what its probe "
+                                       f"looks for in {path}")
     return item
 
 
@@ -276,8 +318,8 @@ def guard(name: str, rule: Callable[[], Item]) -> Item:
 def static(repo: Repo, series: Series) -> list[Item]:
     """The rules that need neither base nor environment."""
     return [files_agree(repo, series), messages(series),
-            style(repo, series), cxx(repo, series), hosts(repo),
-            python(repo)]
+            origins(repo, series), style(repo, series), cxx(repo, series),
+            hosts(repo), python(repo)]
 
 
 def on_base(git: Git, base: str, series: Series
@@ -289,7 +331,8 @@ def on_base(git: Git, base: str, series: Series
         return [applies], []
     return [applies, exact(outcomes),
             round_trip(git, base, series, outcomes),
-            topics(git, base, series)], outcomes
+            topics(git, base, series),
+            probes(git, base, outcomes)], outcomes
 
 
 def run(builder: Builder) -> list[Item]:

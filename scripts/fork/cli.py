@@ -12,6 +12,7 @@ from typing import Iterator, NoReturn
 from . import check, deliver, stress, tests, upstream
 from .build import CONFIGURATIONS, Builder, Tree
 from .common import Fail, Repo, kill_all, lock, speak_aside
+from .formats import FORMATS
 
 EPILOG = """All that is built or fetched goes to build/ and may be removed.
 A second run does only what is missing."""
@@ -77,8 +78,12 @@ def parser() -> argparse.ArgumentParser:
     apply.add_argument("dir", metavar="DIR")
     apply.add_argument("--signoff", action="store_true",
                        help="add your Signed-off-by, as git knows you")
-    export = add("export", "write the series as mails for git am")
+    export = add("export", "write the series as files: mails for git am, or "
+                 "what distributions keep")
     export.add_argument("dir", metavar="DIR")
+    export.add_argument("--format", metavar="FORMAT", choices=FORMATS,
+                        default="mbox", help=", ".join(FORMATS)
+                        + " (default: mbox, one mail per change)")
     for command in (apply, export):
         command.add_argument("--topic", metavar="NAME", help="only this "
                              "topic, and those that it comes after")
@@ -134,7 +139,7 @@ def dispatch(repo: Repo, args: argparse.Namespace) -> int:
     if name == "export":
         with lock(repo):
             builder.sources()
-            deliver.export(repo, args.dir, args.topic)
+            deliver.export(repo, args.dir, args.topic, args.format)
         return 0
     if name == "check":
         with lock(repo):

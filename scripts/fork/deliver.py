@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The series for others: onto a checkout of theirs, or as mails."""
+"""The series for others: onto a checkout of theirs, or as files."""
 from __future__ import annotations
 
 import os
@@ -10,8 +10,11 @@ from pathlib import Path
 
 from .base import Base
 from .common import Fail, Repo, remove, say
+from .formats import write_format
 from .gitrepo import EMAIL, NAME, Git
-from .series import COVER, Series, commits, report, tip
+from .series import COVER, Series, commits, hints, known, report, tip
+
+MANIFEST = ".fork-export"  # what an export of files wrote
 
 
 # --- apply ----------------------------------------------------------------
@@ -44,17 +47,21 @@ def apply(repo: Repo, folder: str, topic: str | None, signoff: bool
     with tempfile.TemporaryDirectory(prefix="fork-") as scratch:
         # New objects go to a folder of ours until all is known to fit.
         made = _scratch(repo, git, Path(scratch))
-        outcomes = commits(made, head, changes, signoff=who,
+        there = known(made, head, changes)
+        outcomes = commits(made, head, changes, signoff=who, known=there,
                            three_way=_originals(repo, made, series))
+        hints(made, head, outcomes)
         say(report(outcomes))
+        if len(there) == len(changes):
+            raise Fail(f"the series is applied already; {path} is as it was")
         try:
-            new = tip(outcomes, head)
+            new = tip(outcomes, head, leave_out=True)
         except Fail as error:
-            way = ("it is applied already"
-                   if all(o.status == "is there already"
-                          for o in outcomes) else
-                   "docs/rebase.md tells how to make the series fit")
-            raise Fail(f"{error}; {path} is as it was; {way}") from None
+            bad = sum(o.status == "does not fit" for o in outcomes)
+            raise Fail(f"{error}; {path} is as it was, as {bad} of "
+                       f"{len(outcomes)} changes do not fit and {len(there)} "
+                       "are there already; docs/rebase.md tells how to make "
+                       "the series fit") from None
         pack = made.bytes("pack-objects", "--revs", "--stdout", "-q",
                           data=f"{new}\n^{head}\n".encode())
         git.bytes("unpack-objects", "-q", data=pack)
@@ -62,7 +69,8 @@ def apply(repo: Repo, folder: str, topic: str | None, signoff: bool
     if done.returncode:
         text = " ".join(done.stderr.decode(errors="replace").split())
         raise Fail(f"git cannot move {path} to the new commits: {text}")
-    say(f"{len(changes)} changes applied to {path}")
+    say(f"{len(changes) - len(there)} changes applied to {path}"
+        + (f"; {len(there)} were there already" if there else ""))
 
 
 def _who(git: Git, path: Path) -> str:
@@ -102,10 +110,11 @@ def _quote(path: str) -> str:
 
 # --- export ---------------------------------------------------------------
 
-def export(repo: Repo, folder: str, topic: str | None) -> None:
-    """Writes mails for git am: the same bytes every time."""
+def export(repo: Repo, folder: str, topic: str | None,
+           form: str = "mbox") -> None:
+    """Writes the series in one of the formats: the same bytes every time."""
     path = Path(folder).resolve()
-    old = _earlier(path)
+    old = _earlier(path) if form == "mbox" else _listed(path)
     base = Base(repo)
     git, start = base.git(), base.commit()
     series = Series.load(repo)
@@ -113,26 +122,64 @@ def export(repo: Repo, folder: str, topic: str | None) -> None:
     if not changes:
         raise Fail("the series has no changes yet; there is nothing to "
                    "export")
-    end = tip(commits(git, start, changes), start)
+    outcomes = commits(git, start, changes)
+    end = tip(outcomes, start)
     partial = path.with_name(path.name + ".partial")
     remove(partial)
     partial.mkdir(parents=True)
     try:
-        git("format-patch", "-q", "-o", str(partial), "--numbered",
-            "--zero-commit", "--no-signature", "--full-index", "--binary",
-            "--no-renames", "-U3", "--diff-algorithm=myers",
-            "--indent-heuristic", "--stat=72", f"{start}..{end}")
-        (partial / "0000-cover-letter.txt").write_text(
-            _cover(base, git, start, end, series, topic))
+        if form == "mbox":
+            _mails(base, git, start, end, series, topic, partial)
+            how = f"`git am {path}/*.patch` takes them"
+        else:
+            how = write_format(form, git, start, outcomes, partial,
+                               base.version)
+            (partial / MANIFEST).write_text("".join(
+                f"{file.relative_to(partial)}\n"
+                for file in sorted(partial.rglob("*")) if file.is_file()))
         path.mkdir(exist_ok=True)
         for file in old:
             file.unlink()
-        for file in sorted(partial.iterdir()):
-            os.replace(file, path / file.name)
+            for above in file.relative_to(path).parents[:-1]:
+                if not any((path / above).iterdir()):
+                    (path / above).rmdir()
+        for file in sorted(partial.rglob("*")):
+            target = path / file.relative_to(partial)
+            if file.is_file():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(file, target)
     finally:
         remove(partial)
     say(f"{len(changes)} changes exported to {path}; in QEMU "
-        f"{base.version}, `git am {path}/*.patch` takes them")
+        f"{base.version}, {how}" if form == "mbox" else
+        f"exported to {path}; {how}")
+
+
+def _mails(base: Base, git: Git, start: str, end: str, series: Series,
+           topic: str | None, folder: Path) -> None:
+    git("format-patch", "-q", "-o", str(folder), "--numbered",
+        "--zero-commit", "--no-signature", "--full-index", "--binary",
+        "--no-renames", "-U3", "--diff-algorithm=myers",
+        "--indent-heuristic", "--stat=72", f"{start}..{end}")
+    (folder / "0000-cover-letter.txt").write_text(
+        _cover(base, git, start, end, series, topic))
+
+
+def _listed(path: Path) -> list[Path]:
+    """The files of an earlier export; an error if others are there."""
+    if not path.exists():
+        return []
+    if not path.is_dir():
+        raise Fail(f"{path} is not a folder; give another")
+    manifest = path / MANIFEST
+    known = {path / name for name in manifest.read_text().splitlines()} \
+        | {manifest} if manifest.is_file() else set()
+    found = sorted(f for f in path.rglob("*") if not f.is_dir())
+    for file in found:
+        if file not in known:
+            raise Fail(f"{path} holds {file.relative_to(path)}, which is not "
+                       "of an earlier export; give an empty or new folder")
+    return found
 
 
 def _earlier(path: Path) -> list[Path]:

@@ -22,10 +22,11 @@ import re
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Iterable
+from typing import Iterable, Mapping, Sequence
 
 from .common import Fail, Repo, remove, write
 from .gitrepo import HUNKS, Git
+from .origin import origin
 
 INDENT = "    "
 COVER = "cover.txt"  # in a topic's folder: what the cover letter says of it
@@ -242,14 +243,20 @@ class Outcome:
     commit: str = ""
 
 
+OK, THERE = "ok", "is there already"
+
+
 def commits(git: Git, base: str, changes: Iterable[Change], *,
-            signoff: str = "", three_way: bool = False) -> list[Outcome]:
+            signoff: str = "", three_way: bool = False,
+            known: Mapping[str, str] | None = None) -> list[Outcome]:
     """Makes one commit per change on top of base; touches no work tree.
 
     git's environment may send the new objects elsewhere. three_way: git
     sees the blobs that the patches were made for, so where a patch alone
-    does not fit, a clean merge will do. After the first that does not fit
-    there are no more commits: the rest is tried for the report, without it.
+    does not fit, a clean merge will do. known: changes that base has
+    already, by name, and why; these are left out. After the first that does
+    not fit there are no more commits: the rest is tried for the report,
+    without it.
     """
     outcomes = [Outcome(change) for change in changes]
     with tempfile.TemporaryDirectory(prefix="fork-") as folder:
@@ -258,6 +265,10 @@ def commits(git: Git, base: str, changes: Iterable[Change], *,
         parent = base
         for number, outcome in enumerate(outcomes, 1):
             change = outcome.change
+            if known and change.name in known:
+                outcome.status = THERE
+                outcome.notes = [n for n in [known[change.name]] if n]
+                continue
             if not _stage(index, outcome, three_way, Path(folder)):
                 parent = ""
             elif not parent:
@@ -272,7 +283,7 @@ def commits(git: Git, base: str, changes: Iterable[Change], *,
                               data=message.encode()) + "\n"
             parent = outcome.commit = git.commit_tree(
                 index("write-tree"), parent, message, number)
-            outcome.status = "ok"
+            outcome.status = OK
     return outcomes
 
 
@@ -280,13 +291,10 @@ def _stage(index: Git, outcome: Outcome, three_way: bool, folder: Path
            ) -> bool:
     """Puts one change into the index; tells in outcome why it cannot."""
     change = outcome.change
-    there = [p for p in index("--literal-pathspecs", "ls-files", "-z", "--",
-                              *change.paths).split("\0") if p] \
-        if change.paths else []
-    if there or change.hunks and index.raw(
-            "apply", "--cached", "--check", "--reverse", "-",
-            data=change.hunks).returncode == 0:
-        outcome.status = "is there already"
+    if there := _paths(index, change):
+        same = _same_files(index, change, there) and (
+            not change.hunks or _checks(index, change, reverse=True))
+        outcome.status = THERE if same else "does not fit"
         outcome.notes = [f"{path} exists" for path in there]
         return False
     if change.hunks:
@@ -303,7 +311,8 @@ def _stage(index: Git, outcome: Outcome, three_way: bool, folder: Path
                 outcome.notes = ["fits by a three-way merge"]
             else:
                 (folder / "index").write_bytes(saved)
-                outcome.status = "does not fit"
+                outcome.status = THERE if _checks(
+                    index, change, reverse=True) else "does not fit"
                 outcome.notes = _misfits(index, change)
                 return False
     entries = ""
@@ -313,6 +322,85 @@ def _stage(index: Git, outcome: Outcome, three_way: bool, folder: Path
     if entries:
         index("update-index", "--index-info", data=entries.encode())
     return True
+
+
+# --- What a tree has already ----------------------------------------------
+
+def known(git: Git, base: str, changes: Sequence[Change]) -> dict[str, str]:
+    """The changes that base has, each with how that was recognised.
+
+    Ours are found from the last to the first: each that can be taken back,
+    and cannot be put on, is there, and is taken back before the next is
+    looked at. Those that QEMU has in its own form have probes.
+    """
+    found: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix="fork-") as folder:
+        index = git.with_env({"GIT_INDEX_FILE": f"{folder}/index"})
+        index("read-tree", base)
+        for change in reversed(changes):
+            there = _paths(index, change)
+            if change.paths and not _same_files(index, change, there):
+                continue
+            if change.hunks and (
+                    not _checks(index, change, reverse=True)
+                    or not change.paths and _checks(index, change)):
+                continue
+            if change.hunks:
+                index("apply", "--cached", "--reverse",
+                      "--whitespace=nowarn", "-", data=change.hunks)
+            if there:
+                index("rm", "-q", "--cached", "--", *there)
+            found[change.name] = ""
+    for change in changes:
+        upstream = origin(change.message)
+        if change.name not in found and upstream.same and upstream.probes \
+                and all(_holds(git, base, *p) for p in upstream.probes):
+            found[change.name] = f"in QEMU's own form, {upstream.short()}"
+    return found
+
+
+def hints(git: Git, base: str, outcomes: Iterable[Outcome]) -> None:
+    """Notes for what does not fit: may QEMU's own form be in the way?"""
+    release = _numbers(git.raw("show", f"{base}:VERSION").stdout.decode())
+    for outcome in outcomes:
+        upstream = origin(outcome.change.message)
+        rows = upstream.same or upstream.weaker
+        if outcome.status != "does not fit" or not rows:
+            continue
+        seen = upstream.probes and all(_holds(git, base, *p)
+                                       for p in upstream.probes)
+        if seen or release >= min(_numbers(r) for r, _ in rows):
+            outcome.notes.append(
+                f"{'this tree has' if seen else 'perhaps this tree has'} "
+                f"QEMU's own{', weaker' if upstream.weaker else ''} form, "
+                + upstream.short())
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in re.findall(r"\d+", text))
+
+
+def _holds(git: Git, base: str, path: str, what: str) -> bool:
+    return what.encode() in git.raw("show", f"{base}:{path}").stdout
+
+
+def _paths(index: Git, change: Change) -> list[str]:
+    """Which of a change's new files are there."""
+    return [p for p in index("--literal-pathspecs", "ls-files", "-z", "--",
+                             *change.paths).split("\0") if p] \
+        if change.paths else []
+
+
+def _same_files(index: Git, change: Change, there: list[str]) -> bool:
+    return sorted(there) == sorted(change.paths) and all(
+        index.raw("show", f":{new.path}").stdout == new.data
+        for new in change.files)
+
+
+def _checks(index: Git, change: Change, reverse: bool = False) -> bool:
+    return index.raw("apply", "--cached", "--check",
+                     *["--reverse"] * reverse, "-",
+                     data=change.hunks).returncode == 0
 
 
 def _offsets(text: str) -> list[str]:
@@ -364,13 +452,17 @@ def report(outcomes: Iterable[Outcome]) -> str:
     return "\n".join(lines)
 
 
-def tip(outcomes: list[Outcome], base: str) -> str:
-    """The last commit, or the error that names what does not fit."""
+def tip(outcomes: list[Outcome], base: str, leave_out: bool = False) -> str:
+    """The last commit, or the error that names what does not fit.
+
+    leave_out: what is there already is no error."""
     for outcome in outcomes:
-        if outcome.status != "ok":
+        if outcome.status != OK and (outcome.status != THERE
+                                     or not leave_out):
             raise Fail(f"{outcome.change.name} {outcome.status}: "
                        + ("; ".join(outcome.notes) or "its hunks are in"))
-    return outcomes[-1].commit if outcomes else base
+    made = [outcome.commit for outcome in outcomes if outcome.commit]
+    return made[-1] if made else base
 
 
 # --- From commits to patches ----------------------------------------------

@@ -7,6 +7,7 @@ import json
 from .base import Base, placeholders
 from .common import Fail, Repo, say, slug, write
 from .gitrepo import Git, dates
+from .origin import refresh_column
 from .series import (Change, Series, commits, from_commit, raw_diff, tip)
 
 BRANCH = "fork"
@@ -136,6 +137,9 @@ class WorkTree:
         self.git("reset", "-q", "--keep", made)
         self._record(again, base, made)
         _tell(before, again)
+        if refresh_column(self.repo.root, {c.name: c.message
+                                           for c in again.changes}):
+            say("docs/changes.md: the column upstream is written anew")
 
     def _autosquash(self, base: str) -> None:
         subjects = self.git("log", "--format=%s", f"{base}..HEAD")

@@ -49,14 +49,19 @@ change shutdown/kick
 """
 # Change, message, edits of files that the base has.
 CHANGES: tuple[tuple[str, str, tuple[tuple[str, str, str], ...]], ...] = (
-    ("build/cxx", "build: take C++\n\nThe holders are C++.\n",
+    ("build/cxx", "build: take C++\n\nThe holders are C++.\n\n"
+     "Forwarded: not-needed\n",
      (("meson.build", "['c']", "['c', 'cpp']"),)),
-    ("holders/registry", "iothread: add a registry\n\nNothing calls it.\n",
+    ("holders/registry", "iothread: add a registry\n\nNothing calls it.\n\n"
+     "Forwarded: no\n",
      ()),
-    ("holders/users", "iothread: record users\n\nTwo places.\n",
+    ("holders/users", "iothread: record users\n\nTwo places.\n\n"
+     "Applied-Upstream: 11.1.0, commit:0123456789\n"
+     "Probe: iothread.c: upstream_hold\n",
      (("iothread.c", "return 3;", "return hold(3);"),
       ("iothread.c", "return 17;", "return hold(17);"))),
-    ("shutdown/kick", "monitor: kick the waiter\n\nIt sleeps else.\n",
+    ("shutdown/kick", "monitor: kick the waiter\n\nIt sleeps else.\n\n"
+     "Partly-Upstream: 11.0.0\nBeyond-Upstream: the waiter is kicked\n",
      (("monitor/monitor.c", "return 1;", "return kick();"),)))
 NEW = {"holds.cc": LICENCE + "#include \"qemu/osdep.h\"\n"
        "#include \"system/holds.h\"\n\nint hold(int n) noexcept\n{\n"

@@ -2,7 +2,7 @@
 """./fork apply: all of the series or nothing, the same every time."""
 import unittest
 
-from sandbox import CHANGES, NEW, Sandbox, put, snapshot
+from sandbox import CHANGES, NEW, SERIES, Sandbox, put, snapshot
 
 
 class Apply(Sandbox):
@@ -42,6 +42,60 @@ class Apply(Sandbox):
         said = self.fork("apply", self.qemu, code=1)
         self.assertIn("applied already", said)
         self.assertEqual(snapshot(self.qemu), before)
+
+    def test_goes_on_where_some_are_there(self) -> None:
+        other = self.checkout("other")
+        self.fork("apply", other)
+        self.fork("apply", self.qemu, "--topic", "holders")
+        said = self.fork("apply", self.qemu)
+        self.assertIn("holders/users: is there already", said)
+        self.assertIn("shutdown/kick: ok", said)
+        self.assertIn("1 changes applied to", said)
+        self.assertIn("3 were there already", said)
+        self.assertEqual(self.tree(self.qemu), self.tree(other))
+
+    def test_knows_what_a_later_change_edits(self) -> None:
+        scratch = self.checkout("again")
+        self.fork("apply", scratch)
+        self.edit(scratch / "iothread.c", "hold(17)", "hold(18)")
+        hunks = self.git(scratch, "diff", "--full-index", "-U1")
+        put(self.root, {
+            "patches/holders/again.patch": "iothread: hold more\n\nOne.\n\n"
+            f"Forwarded: no\n---\n{hunks}",
+            "patches/series": SERIES.replace(
+                "change holders/users\n",
+                "change holders/users\nchange holders/again\n")})
+        self.fork("apply", self.qemu, "--topic", "holders")
+        said = self.fork("apply", self.qemu)
+        self.assertIn("holders/users: is there already", said)
+        self.assertIn("holders/again: is there already", said)
+        self.assertIn("4 were there already", said)
+
+    def test_knows_the_form_that_qemu_has(self) -> None:
+        self.edit(self.qemu / "iothread.c", "return 17;",
+                  "return upstream_hold(17);")
+        self.commit(self.qemu, "-m", "upstream")
+        said = self.fork("apply", self.qemu)
+        self.assertIn("holders/users: is there already\n    in QEMU's own "
+                      "form, upstream since 11.1.0 (0123456789)\n", said)
+        self.assertIn("3 changes applied to", said)
+        self.assertIn("return 3;", (self.qemu / "iothread.c").read_text())
+
+    def test_tells_that_qemu_may_have_it(self) -> None:
+        put(self.qemu, {"VERSION": "11.0.1\n"})
+        self.edit(self.qemu / "monitor/monitor.c", "return 1;", "return 2;")
+        self.commit(self.qemu, "-m", "a later QEMU")
+        said = self.fork("apply", self.qemu, code=1)
+        self.assertIn("shutdown/kick: does not fit\n    monitor/monitor.c "
+                      "hunk 1 (line 2)\n    perhaps this tree has QEMU's "
+                      "own, weaker form, upstream since 11.0.0\n", said)
+        self.assertIn("1 of 4 changes do not fit and 0 are there", said)
+
+    def test_a_file_that_is_there_is_another(self) -> None:
+        put(self.qemu, NEW | {"holds.cc": "theirs\n"})
+        self.commit(self.qemu, "-m", "theirs")
+        self.assertIn("holders/registry: does not fit\n",
+                      self.fork("apply", self.qemu, code=1))
 
     def test_dirty(self) -> None:
         self.edit(self.qemu / "meson.build", "srcs", "sources")
@@ -137,7 +191,8 @@ class Apply(Sandbox):
         for sha in self.git(self.qemu, "rev-list", "HEAD~4..").split():
             body = self.git(self.qemu, "log", "-1", "--format=%B", sha)
             self.assertTrue(body.rstrip().endswith(
-                "\n\nSigned-off-by: A U Thor <author@example.com>"), body)
+                "\nSigned-off-by: A U Thor <author@example.com>"), body)
+            self.assertNotIn("\n\nSigned-off-by", body)
 
     def test_signoff_without_a_name(self) -> None:
         self.git(self.qemu, "config", "user.email", "")

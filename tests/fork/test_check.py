@@ -3,11 +3,12 @@
 import unittest
 from unittest import mock
 
-from sandbox import Sandbox, Series, put
+from sandbox import CHANGES, Sandbox, Series, put
 
 from fork import check
 from fork.base import Base
 from fork.common import Fail
+from fork.origin import HEAD, RULE, refresh_column
 
 
 class Check(Sandbox):
@@ -33,6 +34,59 @@ class Check(Sandbox):
         errors = self.on_base() if based else self.static()
         self.assertIn(rule, errors)
         self.assertRegex("\n".join(errors[rule]), what)
+
+    def test_each_change_says_where_it_is(self) -> None:
+        patch = self.root / "patches/shutdown/kick.patch"
+        for old, new, what in (
+                ("Partly-Upstream: 11.0.0\n", "", "come together"),
+                ("Partly-Upstream: 11.0.0\nBeyond-Upstream: the waiter is "
+                 "kicked\n", "Reviewed-by: A\n", "says where it is"),
+                ("Beyond", "Forwarded: no\nBeyond", "not several"),
+                ("11.0.0", "11.0.0, 0123456789", "is `RELEASE` or"),
+                ("Beyond", "Probe: iothread.c\nBeyond", "FILE: TEXT")):
+            before = patch.read_text()
+            self.edit(patch, old, new)
+            errors = self.static()["upstream"]
+            self.assertTrue(any("shutdown/kick: " in e and what in e
+                                for e in errors), errors)
+            patch.write_text(before)
+        self.assertEqual(self.static(), {})
+
+    def test_the_table_of_changes_agrees(self) -> None:
+        rows = {name: f"| `{name}` | what | why | works |"
+                for name, _, _ in CHANGES}
+        table = [HEAD, RULE, *rows.values(), ""]
+        put(self.root, {"docs/changes.md": "\n".join(table)})
+        series = Series.load(self.repo)
+        messages = {c.name: c.message for c in series.changes}
+        self.assertEqual(len(self.static()["upstream"]), 6)
+        self.assertTrue(refresh_column(self.root, messages))
+        self.assertEqual(self.static(), {})
+        self.assertFalse(refresh_column(self.root, messages))
+        text = (self.root / "docs/changes.md").read_text()
+        for words in ("kick` | what | why | works | weaker, 11.0.0: the "
+                      "waiter is kicked |", "cxx` | what | why | works | "
+                      "not for it |", "registry` | what | why | works | no |",
+                      "users` | what | why | works | 11.1.0 (`0123456789`) "
+                      "|"):
+            self.assertIn(words, text)
+        self.edit(self.root / "docs/changes.md", "works | no |",
+                  "works | 11.0.0 |")
+        self.assertIn("docs/changes.md:4", self.static()["upstream"][0])
+        put(self.root, {"docs/changes.md": text.replace(
+            rows["build/cxx"] + " not for it |\n", "")})
+        self.assertEqual(self.static()["upstream"], [
+            "docs/changes.md has not one row for build/cxx"])
+
+    def test_a_probe_finds_neither_base_nor_series(self) -> None:
+        patch = self.root / "patches/holders/users.patch"
+        for what, where in (("return 5;", "the base has"),
+                            ("hold(17)", "the series has")):
+            before = patch.read_text()
+            self.edit(patch, "upstream_hold", what)
+            self.assertIn(where, "".join(self.on_base()["probes"]))
+            patch.write_text(before)
+        self.assertEqual(self.on_base(), {})
 
     def test_all_is_well(self) -> None:
         self.assertEqual(self.static() | self.on_base(), {})
