@@ -46,7 +46,7 @@ def pauses(build: Path, turn: int, scsi: bool, file: bool, depth: int
                 done.set()
                 thread.join()
             disk.check()
-        text = Path(log.name).read_text()
+        text = Path(log.name).read_text(encoding="utf-8")
     found = [int(each) / 1e6 for each in
              re.findall(r"iothread_vqs_move .* moved 1 ns (\d+)", text)]
     if len(found) != MOVES:

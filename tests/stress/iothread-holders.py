@@ -653,7 +653,7 @@ class Session:
                      if 0 in holder['vqs']]
             for node in self.disks(name):
                 require(device.driver != 'virtio-scsi-pci' or
-                        self.view.ctx[node] == (first or [None])[0],
+                        self.view.ctx[node] == (first[0] if first else None),
                         'move', f'{node}: in {self.view.ctx[node]}')
             return
         if not device or device.pending or not device.queues or \
