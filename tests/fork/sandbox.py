@@ -63,11 +63,10 @@ CHANGES: tuple[tuple[str, str, tuple[tuple[str, str, str], ...]], ...] = (
     ("shutdown/kick", "monitor: kick the waiter\n\nIt sleeps else.\n\n"
      "Partly-Upstream: 11.0.0\nBeyond-Upstream: the waiter is kicked\n",
      (("monitor/monitor.c", "return 1;", "return kick();"),)))
-NEW = {"holds.cc": LICENCE + "#include \"qemu/osdep.h\"\n"
-       "#include \"system/holds.h\"\n\nint hold(int n) noexcept\n{\n"
+NEW = {"holds.cc": LICENCE + "#include \"qemu/cxx-begin.h\"\n"
+       "#include \"system/holds.h\"\n#include \"qemu/cxx-end.h\"\n\nint hold(int n) noexcept\n{\n"
        "    return n;\n}\n",
-       "include/system/holds.h": LICENCE + "G_BEGIN_DECLS\n"
-       "int hold(int n);\nG_END_DECLS\n"}
+       "include/system/holds.h": LICENCE + "int hold(int n);\n"}
 
 
 def put(folder: Path, files: dict[str, str]) -> None:

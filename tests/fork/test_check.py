@@ -210,12 +210,17 @@ class Check(Sandbox):
     def test_cxx_includes(self) -> None:
         put(self.root, {"holds.cc":
                         "#include \"qom/object.h\"\n" + self.text()})
-        self.found("c++", "includes qom/object.h")
+        self.found("c++", "includes qom/object.h outside of")
+        put(self.root, {"holds.cc": self.text().replace(
+            "#include \"qemu/cxx-begin.h\"\n", "")})
+        self.found("c++", "does not include qemu/cxx-begin.h")
 
-    def test_header_without_c_linkage(self) -> None:
-        path = self.root / "include/system/holds.h"
-        path.write_text(path.read_text().replace("G_BEGIN_DECLS\n", ""))
-        self.found("c++", "no extern")
+    def test_share(self) -> None:
+        put(self.root, {"holds.cc": "\n" * 3,
+                        "include/system/holds.h": "\n" * 5})
+        self.assertEqual(check.share(self.repo, Series.load(self.repo)),
+                         "3 of 8 lines of new units, "
+                         "0 of 0 lines of new tests")
 
     def test_style(self) -> None:
         for line, why in (("x" * 81, "longer than 80"),
