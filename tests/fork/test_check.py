@@ -228,7 +228,7 @@ class Check(Sandbox):
                           ("int x; ", "blanks at its end")):
             with self.subTest(why):
                 put(self.root, {"holds.cc": self.text() + line + "\n"})
-                self.found("style", f"holds.cc:9: {why}")
+                self.found("style", f"holds.cc:10: {why}")
 
     def test_licence_line(self) -> None:
         put(self.root, {"holds.cc": self.text().split("\n", 1)[1]})
