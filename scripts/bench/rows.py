@@ -10,7 +10,7 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Any, Callable, ContextManager, Iterator
 
-from . import instructions, moves, processes, programs, virtqueue
+from . import balance, instructions, moves, processes, programs, virtqueue
 from .guest import QUEUES, Guest, guest
 from .processes import QTEST, disks, iothreads
 from .qemu import PROGRAM, Qemu
@@ -68,7 +68,7 @@ AREAS = {
     "work": "Instructions of QEMU, which a busy host does not change",
     "guest": "I/O of a Linux guest under TCG, queues x requests at a time",
     "queue": "I/O by virtqueues without a guest, queues x requests",
-    "move": "Pause of a disk that moves to another IOThread",
+    "move": "Devices that move to another IOThread",
     "loop": "Turns of a bare event loop, with its load counted",
     "QMP": "QMP commands", "plug": "Plug and unplug",
     "query": "query-iothreads, with holders and (stock) without",
@@ -116,6 +116,13 @@ def pauses() -> Iterator[Row]:
                         f"{moves.MOVES} times: how long it takes none", "ms",
                         alone, moves.Pause(scsi, storage == "file", depth,
                                            worst), Bound("value", limit))
+
+
+def gain() -> Iterator[Row]:
+    yield Row("move: two disks on a full thread",
+              "iothread-balance moves one of them to another thread, on two "
+              "CPUs: the time for a request of both, after to before", "",
+              apart(("patched",), most=8), balance.gain, Bound("value", 0.67))
 
 
 # --- QMP ------------------------------------------------------------------
@@ -274,5 +281,5 @@ def process(patched: Path) -> Iterator[Row]:
 
 
 def table(patched: Path) -> list[Row]:
-    return [*work(), *io(), *pauses(), *loops(patched), *qmp(), *registry(),
-            *process(patched)]
+    return [*work(), *io(), *pauses(), *gain(), *loops(patched), *qmp(),
+            *registry(), *process(patched)]

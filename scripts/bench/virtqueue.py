@@ -55,10 +55,13 @@ class Disk:
     """Some queues of a disk, each with so many requests at a time."""
 
     def __init__(self, qemu: Qemu, test: socket.socket, memory: mmap.mmap,
-                 scsi: bool, queues: int) -> None:
+                 scsi: bool, queues: int, number: int = 0) -> None:
+        """There may be a few disks, each with a number."""
         self.qemu, self.test, self.memory = qemu, test, memory
         self.words = memoryview(memory).cast("H")
         self.scsi, self.queues = scsi, queues
+        self.slot, self.bar = SLOT + number, BAR + 0x100 * number
+        self.first = 4 * number  # of the places for queues
         self.sent = 0
 
     def out(self, size: str, address: int, value: int) -> None:
@@ -77,26 +80,29 @@ class Disk:
 
     def start(self) -> None:
         """Puts the device on the bus, and fills the rings."""
-        config = 0x80000000 | SLOT << 11
-        for register, size, value in ((0x10, "l", BAR), (0x04, "w", 5)):
+        config = 0x80000000 | self.slot << 11
+        for register, size, value in ((0x10, "l", self.bar),
+                                      (0x04, "w", 5)):
             self.out("l", 0xcf8, config | register)
             self.out(size, 0xcfc, value)
-        self.out("b", BAR + STATUS, 0)
-        self.out("b", BAR + STATUS, 3)
-        self.out("l", BAR + GUEST_FEATURES, 0)
+        self.out("b", self.bar + STATUS, 0)
+        self.out("b", self.bar + STATUS, 3)
+        self.out("l", self.bar + GUEST_FEATURES, 0)
         for queue in range(self.queues):
-            self.out("w", BAR + QUEUE_SELECT, self.number(queue))
-            self.out("l", BAR + QUEUE_PFN, self.ring(queue) // 4096)
+            self.out("w", self.bar + QUEUE_SELECT, self.number(queue))
+            self.out("l", self.bar + QUEUE_PFN, self.ring(queue) // 4096)
             self.fill(queue)
-        self.out("b", BAR + STATUS, DRIVER_OK)
+        self.out("b", self.bar + STATUS, DRIVER_OK)
 
     def number(self, queue: int) -> int:
         """SCSI has two queues before those for requests."""
         return queue + 2 if self.scsi else queue
 
-    @staticmethod
-    def ring(queue: int) -> int:
-        return RING + (queue << 20)
+    def ring(self, queue: int) -> int:
+        return RING + (self.first + queue << 20)
+
+    def data(self, queue: int) -> int:
+        return DATA + (self.first + queue << 20)
 
     def available(self, queue: int) -> int:
         return self.ring(queue) + 16 * SIZE
@@ -109,8 +115,8 @@ class Disk:
         descriptors: the ring names each of them SIZE / COUNT times."""
         for index in range(COUNT):
             # The request in front of its answer; all share a page of data.
-            head = DATA + (queue << 20) + 4096 + index * 256
-            data = DATA + (queue << 20), BLOCK, WRITE
+            head = self.data(queue) + 4096 + index * 256
+            data = self.data(queue), BLOCK, WRITE
             # Every other block, so that QEMU does not make one of two.
             place = index * 16
             if self.scsi:
@@ -139,7 +145,7 @@ class Disk:
         """All requests were successful."""
         for queue in range(self.queues):
             for index in range(COUNT):
-                at = DATA + (queue << 20) + 4096 + index * 256 + 64
+                at = self.data(queue) + 4096 + index * 256 + 64
                 good = self.memory[at + 10:at + 12] == b"\0\0" \
                     if self.scsi else self.memory[at] == 0
                 if not good:
@@ -159,8 +165,7 @@ class Disk:
             self.used(queue) // 2 + 1 for queue in range(self.queues)]
         ready = [self.available(queue) // 2 + 1
                  for queue in range(self.queues)]
-        kick = b"".join(b"outw %#x %#x\n" % (BAR + NOTIFY, self.number(queue))
-                        for queue in range(self.queues))
+        kick = self.kick()
         start = time.perf_counter()
         for _ in range(rounds):
             self.sent = (self.sent + depth) & 0xffff
@@ -172,6 +177,12 @@ class Disk:
                     self.wait(place)
             self.answers(self.queues)
         return time.perf_counter() - start
+
+    def kick(self) -> bytes:
+        """What tells QEMU that there are requests."""
+        return b"".join(
+            b"outw %#x %#x\n" % (self.bar + NOTIFY, self.number(queue))
+            for queue in range(self.queues))
 
     def wait(self, place: int) -> None:
         """Where there are more threads than CPUs, QEMU's go first."""
@@ -203,14 +214,16 @@ def options(name: str, scsi: bool, queues: int, more: dict[str, object],
         {"driver": "virtio-blk-pci", "drive": name, "serial": name,
          "id": device,
          "num-queues": queues, **threads, **more}]
-    for device in devices:
-        args += ["-device", json.dumps(device)]
+    for each in devices:
+        args += ["-device", json.dumps(each)]
     return args
 
 
 @contextlib.contextmanager
-def disk(build: Path, scsi: bool, queues: int, under: Sequence[str] = (),
-         node: str = NULL, args: Sequence[str] = ()) -> Iterator[Disk]:
+def machine(build: Path, args: Sequence[str], cpus: list[int],
+            under: Sequence[str] = ()
+            ) -> Iterator[tuple[Qemu, socket.socket, mmap.mmap]]:
+    """A QEMU on these CPUs, whose memory and test protocol we have."""
     with contextlib.ExitStack() as stack:
         ram = os.memfd_create("bench")
         stack.callback(os.close, ram)
@@ -218,20 +231,27 @@ def disk(build: Path, scsi: bool, queues: int, under: Sequence[str] = (),
         test, far = socket.socketpair()
         stack.enter_context(test)
         test.settimeout(60)
-        with far, on(DEVICE):
+        with far, on(cpus):
             qemu = stack.enter_context(Qemu(build, [
                 "-machine", "pc,memory-backend=ram", "-accel", "qtest",
                 "-m", "64M", "-object", "memory-backend-file,id=ram,size=64M,"
                 f"share=on,mem-path=/proc/self/fd/{ram}",
                 "-chardev", f"socket,id=test,fd={far.fileno()}",
                 "-object", "qtest,id=test,chardev=test,log=none",
-                *IOTHREADS, *options("n0", scsi, queues, {
-                    "addr": str(SLOT),
-                    "virtqueue_size" if scsi else "queue-size": SIZE}, node,
-                    "moving"), *args],
-                (ram, far.fileno()), under))
-        found = Disk(qemu, test, mmap.mmap(ram, RAM), scsi, queues)
+                *IOTHREADS, *args], (ram, far.fileno()), under))
+        memory = mmap.mmap(ram, RAM)
         qemu.greet()
+        yield qemu, test, memory
+
+
+@contextlib.contextmanager
+def disk(build: Path, scsi: bool, queues: int, under: Sequence[str] = (),
+         node: str = NULL, args: Sequence[str] = ()) -> Iterator[Disk]:
+    with machine(build, [*options("n0", scsi, queues, {
+            "addr": str(SLOT),
+            "virtqueue_size" if scsi else "queue-size": SIZE}, node,
+            "moving"), *args], DEVICE, under) as (qemu, test, memory):
+        found = Disk(qemu, test, memory, scsi, queues)
         found.start()
         # The first answers of a SCSI disk tell of its power-on.
         found.read(COUNT, 2)

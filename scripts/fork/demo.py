@@ -5,9 +5,9 @@ Boot a small Linux guest and show who holds which IOThread
 
 The guest has one disk on an IOThread of its own and one on two IOThreads.  It
 does real I/O, one disk is unplugged, and QEMU tells at each step which device
-runs where, and in the end how busy the IOThreads are.  Or it draws that, while
-a disk moves from one IOThread to the other.  Needs no KVM, no network, and no
-disk image.
+runs where.  In the end two disks fill one IOThread, and iothread-balance moves
+one of them to the other.  Or it draws how busy the IOThreads are meanwhile.
+Needs no KVM, no network, and no disk image.
 """
 
 import argparse
@@ -29,9 +29,11 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 ROOT = Path(__file__).resolve().parents[2]
 GUEST = ROOT / 'tests/functional/qemu_test/linuxguest.py'
-TOP = ROOT / 'build/patched/src/scripts/iothread-top'
+SCRIPTS = ROOT / 'build/patched/src/scripts'
 # How long QEMU may take for an answer, and the guest for an unplug
 TIMEOUT = 60
+# When a thread is relieved: emulated CPUs leave it little time
+WHEN = '--full', '10', '--gain', '3', '-d', '3'
 
 Json = Dict[str, Any]
 
@@ -212,8 +214,9 @@ def busy_disks() -> List[Disk]:
     file is read by other threads.
     """
     copy = {'driver': 'null-co', 'size': 1 << 30, 'read-zeroes': True}
-    node = {'driver': 'quorum', 'vote-threshold': 2, 'children': [copy] * 3}
-    return [(device(disk, iothread='io0'), node) for disk in ('disk0', 'disk1')]
+    node = {'driver': 'quorum', 'vote-threshold': 2, 'children': [copy] * 6}
+    return [(device(disk, iothread='io0'), node)
+            for disk in ('busy0', 'busy1')]
 
 
 def command_line(program: str, guest_args: List[str], directory: Path,
@@ -230,6 +233,7 @@ def command_line(program: str, guest_args: List[str], directory: Path,
         '-chardev', f'socket,id=monitor,fd={monitor}',
         '-mon', 'chardev=monitor,mode=control',
         '-qmp', f'unix:{directory}/top,server=on,wait=off', '-name', 'demo',
+        '-qmp', f'unix:{directory}/balance,server=on,wait=off',
         '-chardev', f'socket,id=console,fd={console}',
         '-serial', 'chardev:console',
         '-object', f'iothread,id=io0{thread}',
@@ -241,38 +245,46 @@ def command_line(program: str, guest_args: List[str], directory: Path,
     return command
 
 
-def top(tool: Path, directory: Path, *options: str) -> List[str]:
-    """Return the command that shows the load of that QEMU."""
-    if not tool.exists():
-        raise DemoError(f'there is no {tool}')
-    return [sys.executable, '-B', str(tool), *options, f'{directory}/top']
+class Tools:
+    """What comes with QEMU's source to look after IOThreads."""
 
+    def __init__(self, scripts: Path, directory: Path) -> None:
+        """Use those scripts on the QEMU whose monitors are there."""
+        self.scripts, self.directory = scripts, directory
 
-def load(guest: Any, *disks: str) -> None:
-    """Have the guest write to the disks from now on."""
-    for disk in disks:
-        guest.run(f'disk {disk}')
-        guest.run(f'churn {disk}')
+    def command(self, name: str, *options: str) -> List[str]:
+        """Return the command for one of them."""
+        script = self.scripts / f'iothread-{name}'
+        if not script.exists():
+            raise DemoError(f'there is no {script}')
+        return [sys.executable, '-B', str(script), *options,
+                str(self.directory / name)]
+
+    def show(self, name: str, *options: str) -> None:
+        """Print what one of them says."""
+        heading(' '.join([f'iothread-{name}', *options]))
+        done = subprocess.run(
+            self.command(name, *options), capture_output=True, text=True,
+            check=False, timeout=TIMEOUT, env={**os.environ, 'COLUMNS': '96'})
+        # The copies that make up a disk have no names of their own
+        indent(re.sub(r'.*node-name=#.*\n', '', done.stdout))
+        if done.returncode:
+            raise DemoError(f'iothread-{name} failed: {done.stderr.strip()}')
 
 
 def read(guest: Any, disk: str) -> None:
-    """Have two of the guest's CPUs read from the disk until it has gone."""
+    """Have two of the guest's CPUs read from the disk from now on."""
     guest.run(f'dev=/dev/$(disk {disk})')
     guest.run('for cpu in 0 1; do'
-              ' while taskset -c $cpu dd if=/proc/self/fd/3 of=/dev/null'
-              ' bs=1M iflag=direct; do :; done 3<$dev 2>/dev/null & done')
+              ' while dd if=/proc/self/fd/3 of=/dev/null bs=512k iflag=direct;'
+              ' do :; done 3<$dev 2>/dev/null & done')
 
 
-def show_load(tool: Path, directory: Path) -> None:
-    """Print how busy the IOThreads are."""
-    heading('iothread-top --once')
-    done = subprocess.run(
-        top(tool, directory, '--once', '-d', '3'), capture_output=True,
-        text=True, check=False, timeout=TIMEOUT,
-        env={**os.environ, 'COLUMNS': '96'})
-    if done.returncode:
-        raise DemoError(f'iothread-top failed: {done.stderr.strip()}')
-    indent(done.stdout)
+def io1_holders(qmp: Qmp) -> List[str]:
+    """Return the devices on io1."""
+    return [holder['device'] for thread in qmp.execute('query-iothreads')
+            if thread['id'] == 'io1' for holder in thread['holders']
+            if 'device' in holder]
 
 
 def unplug(qmp: Qmp, guest: Any, disk: str) -> None:
@@ -305,7 +317,7 @@ def power_off(guest: Any, process: 'subprocess.Popen[bytes]') -> None:
     indent('QEMU has ended')
 
 
-def demonstrate(qmp: Qmp, guest: Any, tool: Path, directory: Path) -> None:
+def demonstrate(qmp: Qmp, guest: Any, tools: Tools) -> None:
     """Show it all in a guest with both disks."""
     heading('Disk I/O in the guest')
     disk_io(guest, 'disk0')
@@ -341,32 +353,33 @@ def demonstrate(qmp: Qmp, guest: Any, tool: Path, directory: Path) -> None:
     heading('Disk I/O in the guest')
     disk_io(guest, 'disk0')
 
-    heading('object-add io1, device_add disk1, and I/O on both disks')
+    heading('object-add io1, and device_add of two disks on io0')
     qmp.execute('object-add', qom_type='iothread', id='io1')
-    qmp.execute('device_add', **DISK1)
-    load(guest, 'disk0', 'disk1')
-    indent('the guest writes to them from now on')
-    show_load(tool, directory)
+    for disk, node in busy_disks():
+        qmp.execute('blockdev-add', **{'node-name': disk['id'], **node})
+        qmp.execute('device_add', **disk)
+        read(guest, disk['id'])
+    indent('the guest reads from them from now on')
+    tools.show('top', '--once', '-d', '3')
+    tools.show('balance', '--once', *WHEN)
+    tools.show('top', '--once', '-d', '3')
+    if len(io1_holders(qmp)) != 1:
+        raise DemoError('no disk has moved to io1')
 
 
-def draw(qmp: Qmp, guest: Any, tool: Path, directory: Path,
-         picture: Path) -> None:
-    """
-    Draw the load while a disk moves from one IOThread to the other.
-
-    It is unplugged from the one, and comes back on the other.
-    """
-    made = directory / 'picture.svg'
-    with subprocess.Popen(top(tool, directory, '-d', '0.5', '-n', '100',
-                              '--svg', str(made))) as process:
+def draw(qmp: Qmp, guest: Any, tools: Tools, picture: Path) -> None:
+    """Draw the load while a disk moves from one IOThread to the other."""
+    made = tools.directory / 'picture.svg'
+    with subprocess.Popen(tools.command('top', '-d', '0.5', '-n', '200',
+                                        '--svg', str(made))) as process:
         try:
             time.sleep(3)
-            read(guest, 'disk1')
+            read(guest, 'busy0')
+            read(guest, 'busy1')
             time.sleep(9)
-            unplug(qmp, guest, 'disk1')
-            time.sleep(2)
-            qmp.execute('device_add', **device('disk1', iothread='io1'))
-            read(guest, 'disk1')
+            tools.show('balance', '--once', *WHEN)
+            if len(io1_holders(qmp)) != 1:
+                raise DemoError('no disk has moved to io1')
             time.sleep(10)
             process.send_signal(signal.SIGINT)
             if process.wait(TIMEOUT):
@@ -377,7 +390,7 @@ def draw(qmp: Qmp, guest: Any, tool: Path, directory: Path,
     heading(f'The load of the IOThreads is drawn in {picture}')
 
 
-def run(program: str, tool: Path, picture: Optional[Path]) -> None:
+def run(program: str, scripts: Path, picture: Optional[Path]) -> None:
     """Run the demonstration with that QEMU, or draw the picture."""
     linuxguest = load_guest()
     with tempfile.TemporaryDirectory(prefix='fork-demo-') as name:
@@ -393,11 +406,12 @@ def run(program: str, tool: Path, picture: Optional[Path]) -> None:
                 ',poll-max-ns=4000000' if picture else '')
             with qemu(command, errors, monitor_far, console_far) as process:
                 qmp, guest = Qmp(monitor), linuxguest.GuestConsole(console)
+                tools = Tools(scripts, directory)
                 boot(guest)
                 if picture:
-                    draw(qmp, guest, tool, directory, picture)
+                    draw(qmp, guest, tools, picture)
                 else:
-                    demonstrate(qmp, guest, tool, directory)
+                    demonstrate(qmp, guest, tools)
                 power_off(guest, process)
         except (DemoError, QmpError, OSError, linuxguest.GuestMissing,
                 linuxguest.GuestError) as error:
@@ -414,8 +428,9 @@ def main() -> int:
                     ' IOThread')
     parser.add_argument('--qemu', required=True, metavar='PROGRAM',
                         help='the patched qemu-system-x86_64')
-    parser.add_argument('--top', metavar='PROGRAM', type=Path, default=TOP,
-                        help='iothread-top (default: that of the work tree)')
+    parser.add_argument('--scripts', metavar='DIRECTORY', type=Path,
+                        default=SCRIPTS, help='where iothread-top and'
+                        ' iothread-balance are (default: in the work tree)')
     parser.add_argument('--picture', metavar='FILE', type=Path,
                         help='draw the load instead, while a disk moves from'
                         ' one IOThread to the other')
@@ -428,7 +443,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
     try:
-        run(args.qemu, args.top, args.picture)
+        run(args.qemu, args.scripts, args.picture)
     except DemoError as error:
         print(f'\ndemo: {error}', file=sys.stderr)
         return 1
