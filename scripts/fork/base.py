@@ -162,6 +162,29 @@ class Base:
         if target.exists():
             check_sum(target, pin["sha256"])
             return target
+        apt = self._apt_source(archive)
+        check_sum(apt / pin["tarball"], pin["sha256"])
+        (apt / pin["tarball"]).rename(target)
+        remove(apt)
+        return target
+
+    def debian_source(self, folder: Path, archive: str | None) -> None:
+        """Puts the files of Debian's source package into folder."""
+        try:
+            apt = self._apt_source(archive)
+        except Unavailable as error:
+            raise Fail(f"{error}; Debian's source package is needed for "
+                       "this") from None
+        check_sum(apt / self.pin["debian"]["tarball"],
+                  self.pin["debian"]["sha256"])
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in apt.glob(f"{self.pin['debian']['package']}_*"):
+            file.rename(folder / file.name)
+        remove(apt)
+
+    def _apt_source(self, archive: str | None) -> Path:
+        """Has apt fetch Debian's source package; returns the folder."""
+        pin = self.pin["debian"]
         if not shutil.which("apt-get"):
             raise Unavailable("this host has no apt")
         archive = mirror.find(archive)
@@ -201,10 +224,7 @@ class Base:
                     else f"apt does not offer {pin['package']} "
                     f"{pin['version']}")
         progress.end()
-        check_sum(apt / pin["tarball"], pin["sha256"])
-        (apt / pin["tarball"]).rename(target)
-        remove(apt)
-        return target
+        return apt
 
     def _from_url(self, url: str, digest: str | None) -> Path:
         target = self.repo.build / "cache" / url.rsplit("/", 1)[-1]

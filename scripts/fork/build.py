@@ -34,6 +34,16 @@ TESTS = "meson-test-prereq"  # meson's name for all that tests need
 NO_DEVICES = ("--disable-xen", "--disable-vfio-user-server",
               "--disable-multiprocess", "--disable-virglrenderer",
               "--disable-opengl")
+
+
+def cross(prefix: str, cpu: str, target: str) -> tuple[str, ...]:
+    """Options for another architecture, by Debian's cross compiler."""
+    return (f"--cross-prefix={prefix}-", f"--cc=ccache {prefix}-gcc",
+            f"--cxx=ccache {prefix}-g++", f"--cpu={cpu}",
+            f"--target-list={target}", *NO_DEVICES, "--disable-sdl",
+            "--disable-fuse", "--disable-slirp")
+
+
 # What forks build beside the usual: files that are absent then must not be
 # missed, by the compiler or by the linker.
 CONFIGURATIONS: dict[str, tuple[str, ...]] = {
@@ -47,7 +57,31 @@ CONFIGURATIONS: dict[str, tuple[str, ...]] = {
               *NO_DEVICES, "--enable-guest-agent", "--cxx=/nonexistent"),
     "user": ("--target-list=x86_64-linux-user", "--enable-linux-user",
              "--disable-system", "--disable-tools", *NO_DEVICES,
-             "--cxx=/nonexistent")}
+             "--cxx=/nonexistent"),
+    # The manual and the man pages; what sphinx warns of is an error.
+    "docs": ("--enable-docs", "--enable-werror", "--target-list=",
+             "--disable-system", *NO_DEVICES),
+    "lto": ("--enable-lto",),
+    "fortify": ("--extra-cflags=-U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3",
+                "--extra-cxxflags=-U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3"),
+    "static": ("--static", "--target-list=", "--disable-system",
+               *NO_DEVICES, "--disable-sdl", "--disable-fuse",
+               "--disable-slirp"),
+    "i386": cross("i686-linux-gnu", "i386", "i386-softmmu"),
+    "s390x": cross("s390x-linux-gnu", "s390x", "s390x-softmmu")}
+# What is built of a configuration, if not all with its unit tests; and what
+# it needs beside the environment: an architecture, and packages.
+TARGETS = {"docs": ("docs/docs.stamp", "docs/man.stamp"),
+           "i386": ("all", TESTS), "s390x": ("all", TESTS)}
+LIBRARIES = ("libglib2.0-dev", "libpixman-1-dev", "zlib1g-dev",
+             "libzstd-dev", "libaio-dev", "liburing-dev", "libcap-ng-dev",
+             "libseccomp-dev", "libfdt-dev", "pkgconf")
+NEEDS = {"i386": ("i386", (
+    "gcc-i686-linux-gnu", "g++-i686-linux-gnu",
+    *(f"{name}:i386" for name in LIBRARIES))),
+    "s390x": ("s390x", (
+        "gcc-s390x-linux-gnu", "g++-s390x-linux-gnu",
+        *(f"{name}:s390x" for name in LIBRARIES)))}
 
 
 @dataclass(frozen=True)
@@ -113,9 +147,13 @@ class Builder:
         self.sources()
         if not tree.stock:
             self.work.ready()
+        kind = tree.name.removeprefix("stock-")
+        if kind in NEEDS:
+            architecture, packages = NEEDS[kind]
+            self.env.add(packages, architecture)
         source = self.repo.stock if tree.stock else self.repo.work
         self.make(tree.name, source, self.folder(tree), tree.options,
-                  targets)
+                  TARGETS.get(kind, targets))
 
     def make(self, name: str, source: Path, folder: Path,
              options: tuple[str, ...], targets: tuple[str, ...]) -> None:

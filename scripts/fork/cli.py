@@ -9,8 +9,8 @@ import signal
 import sys
 from typing import Iterator, NoReturn
 
-from . import check, deliver, stress, tests, upstream
-from .build import CONFIGURATIONS, Builder, Tree
+from . import check, deliver, package, stress, tests, upstream
+from .build import CONFIGURATIONS, TARGETS, Builder, Tree
 from .common import Fail, Repo, kill_all, lock, speak_aside
 from .formats import FORMATS
 
@@ -109,6 +109,16 @@ def parser() -> argparse.ArgumentParser:
                       help="how long (default: 30)")
     load.add_argument("--seed", type=int, metavar="S",
                       help="the same seed gives the same sequences")
+    debs = add("package", "build Debian packages of QEMU with the series, "
+               "of Debian's own packaging: only what x86 needs")
+    for option, text in (
+            ("all", "all that Debian builds of it for this architecture"),
+            ("tests", "run the tests that Debian runs while building"),
+            ("lintian", "build without the series too, and compare what "
+             "lintian says"),
+            ("try", "install them in a fresh root with libvirt, and run a "
+             "guest")):
+        debs.add_argument(f"--{option}", action="store_true", help=text)
     add("check", "check that series and files agree, and their style")
     return main
 
@@ -133,7 +143,8 @@ def dispatch(repo: Repo, args: argparse.Namespace) -> int:
                     builder.each(tree, args.each)
                     continue
                 builder.build(tree)
-                if tree.name.removeprefix("stock-") in wanted:
+                kind = tree.name.removeprefix("stock-")
+                if kind in wanted and kind not in TARGETS:
                     builder.unit_tests(tree.name, builder.folder(tree))
         return 0
     if name == "export":
@@ -141,6 +152,11 @@ def dispatch(repo: Repo, args: argparse.Namespace) -> int:
             builder.sources()
             deliver.export(repo, args.dir, args.topic, args.format)
         return 0
+    if name == "package":
+        with lock(repo):
+            builder.sources()
+            return package.run(builder, args.all, args.tests, args.lintian,
+                               getattr(args, "try"))
     if name == "check":
         with lock(repo):
             builder.environment()

@@ -27,6 +27,7 @@ libaio-dev liburing-dev libslirp-dev libfuse3-dev libcap-ng-dev
 libseccomp-dev libxen-dev libcmocka-dev libjson-c-dev
 libasan8 libtsan2 libubsan1 libgl1-mesa-dri mesa-vulkan-drivers
 xvfb xauth socat busybox-static seabios ipxe-qemu qemu-system-data
+python3-sphinx python3-sphinx-rtd-theme quilt dpkg-dev rpm
 ca-certificates
 python3-prometheus-client promtool
 """.split()
@@ -242,6 +243,23 @@ class Env:
                    [*INSTALL, *PACKAGES, *ROOT_PACKAGES], log, cwd=Path("/"), env=env,
                    timeout=3600, append=True, way_out=out)
         there.logged(["apt-get", "clean"], log, cwd=Path("/"), append=True)
+
+    def add(self, packages: Sequence[str], architecture: str = "") -> None:
+        """Installs what a single configuration needs beside the rest."""
+        missing = [name for name in packages if self.capture(
+            ["dpkg-query", "-W", "-f", "${db:Status-Status}", name]
+        ).stdout != "installed"]
+        if not missing:
+            return
+        if self.native:
+            raise Fail("these packages are missing: " + " ".join(missing)
+                       + "; install them")
+        self.step(f"environment: {len(missing)} packages more", [
+            "sh", "-ec", '[ "$0" = - ] || dpkg --add-architecture "$0"; '
+            'apt-get -q update; exec "$@"', architecture or "-", *INSTALL,
+            *missing], self.repo.log / "packages.log", cwd=Path("/"),
+            env={"DEBIAN_FRONTEND": "noninteractive"}, timeout=3600,
+            way_out="check the network, then run the same again")
 
     # --- A kernel for guests ----------------------------------------------
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 import shutil
-import textwrap
 from pathlib import Path
 
 from . import mirror
 from .base import Base, sha256
+from .build import Builder
 from .common import Fail, Repo, need_space, remove, say, step, whole, write
 from .env import INSTALL, SUITE, Env
 from .formats import DEBIAN, entry, write_format
@@ -51,12 +51,42 @@ b/docs/iothread-top.1 usr/share/man/man1/
 TOP_LINKS = """\
 usr/share/iothread-top/scripts/iothread-top usr/bin/iothread-top
 """
+# Tests are half of what ninja builds.
+INSTALLED = """\
+# SPDX-License-Identifier: GPL-2.0-or-later
+\"\"\"The targets of a build folder that are installed.\"\"\"
+import json
+import os
+import subprocess
+import sys
+
+folder = os.path.abspath(sys.argv[1])
+known = {line.split(':')[0] for line in subprocess.check_output(
+    ['ninja', '-C', folder, '-t', 'targets', 'all'], text=True).splitlines()}
+for path in json.loads(subprocess.check_output(
+        ['meson', 'introspect', '--installed', folder])):
+    name = os.path.relpath(path, folder)
+    if name in known:
+        print(name)
+"""
 X86 = """
 # Only what x86 needs.
 system-packages := x86
 system-archlist-x86 := x86_64
 QEMU_CONFIGURE_OPTIONS += --target-list=x86_64-softmmu
 """
+
+
+def run(builder: Builder, everything: bool, tests: bool, lint: bool,
+        trial: bool) -> int:
+    """./fork package: builds, and what the options ask for."""
+    work = Packages(builder.repo, builder.archive)
+    ours = work.build(everything, tests)
+    if lint:
+        work.compare(ours, work.build(everything, series=False))
+    if trial:
+        work.try_them(ours)
+    return 0
 
 
 class Packages:
@@ -114,7 +144,8 @@ class Packages:
             raise Fail(f"{tarball} is not what base.toml pins")
         return dsc
 
-    def prepare(self, env: Env, everything: bool, series: bool) -> Path:
+    def prepare(self, env: Env, everything: bool, tests: bool, series: bool
+                ) -> Path:
         """Unpacks the source and puts the series in; returns the tree."""
         dsc = self.fetch()
         kind = "patched" if series else "plain"
@@ -128,7 +159,7 @@ class Packages:
         if series:
             self.add_series(tree)
         if not everything:
-            trim(tree / "debian")
+            trim(tree / "debian", tests)
         return tree
 
     def add_series(self, tree: Path) -> None:
@@ -147,7 +178,7 @@ class Packages:
         """Builds; returns the packages."""
         env = self.root("root")
         self.apt(env, "tools", *INSTALL, *TOOLS)
-        tree = self.prepare(env, everything, series)
+        tree = self.prepare(env, everything, tests, series)
         self.apt(env, "what it is built with", *INSTALL[:-1], "build-dep",
                  "--arch-only", "-P", ("" if tests else "nocheck,")
                  + PROFILES, tree)
@@ -226,7 +257,7 @@ def add(debian: Path, version: str, text: str) -> None:
     (debian / "iothread-top.links").write_text(TOP_LINKS)
 
 
-def trim(debian: Path) -> None:
+def trim(debian: Path, tests: bool = False) -> None:
     """Leaves what x86 needs of Debian's packaging."""
     for path in (debian / "control-in", debian / "control"):
         stanzas = path.read_text().split("\n\n")
@@ -248,6 +279,13 @@ def trim(debian: Path) -> None:
     text = edit(path.read_text(), r"filter qemu-system,",
                 "filter qemu-system-common,")
     path.write_text(edit(text, r"(?m)^qemu-builds \+= .*microvm\)\n", ""))
+    if not tests:
+        (debian / "fork-installed.py").write_text(INSTALLED)
+        text = edit(path.read_text(), r"(?m)^\t\$\{NINJA\} -C b/qemu$",
+                    "\t${NINJA} -C b/qemu $$(python3 debian/fork-installed.py "
+                    "b/qemu)")
+        path.write_text(edit(text, r"\$\{NINJA\} -C b/qemu install",
+                             "${MESON} install -C b/qemu --no-rebuild"))
     path = debian / "qemu-system-common.install"
     path.write_text(edit(path.read_text(), r"(?m)^.*-s390x-.*\n", ""))
 
@@ -257,7 +295,3 @@ def edit(text: str, old: str, new: str) -> str:
     if not count:
         raise Fail(f"Debian's packaging has no `{old}` any more")
     return text
-
-
-def report(text: str) -> None:
-    say(textwrap.fill(text, 78))

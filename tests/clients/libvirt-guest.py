@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """libvirt drives a Linux guest, first on stock QEMU and then on the patched.
 
-    libvirt-guest.py STOCK PATCHED      (the two qemu-system-x86_64)
+    libvirt-guest.py [STOCK] PATCHED    (the two qemu-system-x86_64)
 
 Each step has to end on both as it is expected to.  It needs libvirtd, its
 QEMU driver and Python binding, and root; docs/testing.md says how to get
@@ -376,7 +376,8 @@ def drive(guest: Guest, patched: bool) -> None:
 
 
 def main() -> int:
-    if len(sys.argv) != 3:
+    emulators = [os.path.abspath(path) for path in sys.argv[1:]]
+    if len(emulators) not in (1, 2):
         print(__doc__, file=sys.stderr)
         return 2
     hide()
@@ -388,7 +389,7 @@ def main() -> int:
             libvirt.virEventRunDefaultImpl()
     threading.Thread(target=events, daemon=True).start()
     failed = 0
-    for number, emulator in enumerate(map(os.path.abspath, sys.argv[1:])):
+    for number, emulator in enumerate(emulators, 1):
         print(emulator, flush=True)
         # A short path: there are sockets in it.
         with tempfile.TemporaryDirectory(prefix="libvirt-") as folder:
@@ -398,7 +399,7 @@ def main() -> int:
             daemon.start()
             guest = Guest(daemon, emulator, Path(folder))
             try:
-                drive(guest, number == 1)
+                drive(guest, number == len(emulators))
             finally:
                 with contextlib.suppress(libvirt.libvirtError):
                     guest.domain.destroy()

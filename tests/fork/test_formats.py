@@ -16,7 +16,7 @@ from sandbox import TOP, Sandbox, put, snapshot
 
 from fork import package
 from fork.base import Base
-from fork.common import Repo
+from fork.common import Fail, Repo
 from fork.env import Env
 from fork.gitrepo import Git, clean_env
 from fork.origin import trailers
@@ -192,6 +192,36 @@ class Formats(Sandbox):
         self.assertTrue(os.access(tree / "holds.cc", os.X_OK))
         self.edit(tree / "iothread.c", "return 21;", "return 12;")
         self.assertEqual(self.made(tree, "debian", ".pc"), self.wanted())
+
+    def test_trimmed_packaging(self) -> None:
+        """What is left of Debian's packaging, and that a change of it is
+        noticed."""
+        debian = self.tmp / "debian"
+        control = CONTROL + "\n" + CONTROL.split("\n\n")[1].replace(
+            "qemu", "qemu-system-x86") + (
+            "Depends: qemu-system-data (>> ${source:Upstream-Version}~)\n")
+        put(debian, {
+            "control": control, "control-in": control,
+            "control.mk": "system-packages := arm x86\n# system-kvm - list\n",
+            "rules": "a = $(if $(filter qemu-system,${P}),y)\n"
+            "\t${NINJA} -C b/qemu\n\t    ${NINJA} -C b/qemu install\n"
+            "qemu-builds += $(if x,microvm)\n",
+            "qemu-system-common.install": "a\nhw-s390x-virtio-gpu-ccw.so\n"})
+        package.trim(debian)
+        self.assertEqual((debian / "control").read_text(),
+                         (debian / "control-in").read_text())
+        text = (debian / "control").read_text()
+        self.assertNotIn("Package: qemu\n", text)
+        self.assertIn("Package: qemu-system-x86\n", text)
+        self.assertIn("qemu-system-data (>> 1:10.0)", text)
+        self.assertIn("system-packages := x86\n",
+                      (debian / "control.mk").read_text())
+        self.assertEqual((debian / "rules").read_text(), (
+            "a = $(if $(filter qemu-system-common,${P}),y)\n"
+            "\t${NINJA} -C b/qemu $$(python3 debian/fork-installed.py "
+            "b/qemu)\n\t    ${MESON} install -C b/qemu --no-rebuild\n"))
+        with self.assertRaisesRegex(Fail, "has no .* any more"):
+            package.trim(debian)
 
     def test_dep3(self) -> None:
         self.export("debian")
