@@ -20,7 +20,9 @@ PROGRAMS = ("qemu-system-x86_64", "storage-daemon/qemu-storage-daemon")
 TARGETS = {
     "asan": (*PROGRAMS, "qemu-img", "qemu-nbd",
              "tests/qtest/virtio-gpu-blob-test",
-             "tests/qtest/virtio-gpu-blob-shim.so"),
+             "tests/qtest/virtio-gpu-blob-shim.so",
+             "tests/qtest/virtio-hardening-test",
+             "tests/qtest/fake-udmabuf.so"),
     "tsan": PROGRAMS,
     "patched": PROGRAMS}
 MODEL = ("{jobs}/iothread-holders.py --seed {seed} --steps {steps} "
@@ -76,6 +78,7 @@ JOBS = {
     # Mesa and SDL leak.
     "virtio-gpu": Job("asan", FAULT % "virtio-gpu", 3000, 900, options={
         "ASAN_OPTIONS": "detect_leaks=0:exitcode=99"}),
+    "virtio-programs": fault("virtio-programs", 20),
     "failed-realize": fault("failed-realize", 120),
     "no-descriptors": fault("no-descriptors", 100),
     "no-memory": fault("no-memory", 300, "patched"),
