@@ -1,16 +1,19 @@
 /*
- * Who holds which IOThread: the registry of holds
+ * Who holds which IOThread
  *
- * The interface and its contract are in "system/iothread-holds.h".
+ * The interface and its contract are in "system/iothread-holder.h".
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
-#include "qemu/osdep.h"
-extern "C" {
-#include "qemu/thread.h"
-}
-#include "system/iothread-holds.h"
+#include "qemu/cxx-begin.h"
+#include "qapi/clone-visitor.h"
+#include "qapi/error.h"
+#include "qapi/qapi-visit-iothread.h"
+#include "qemu/lockable.h"
+#include "qom/object.h"
+#include "system/iothread.h"
+#include "qemu/cxx-end.h"
 
 /*
  * Nothing here needs the C++ run-time library: containers and memory are
@@ -20,12 +23,108 @@ extern "C" {
 
 namespace {
 
-struct Hold {
-    Hold(IOThreadHolderState *holder, bool has_vqs, const uint16_t *vqs,
-         size_t num_vqs)
-        : holder(holder), has_vqs(has_vqs), num_vqs(num_vqs),
-          vqs(static_cast<uint16_t *>(g_memdup2(vqs, num_vqs * sizeof(*vqs))))
+struct InGLibMemory {
+    static void *operator new(size_t size)
     {
+        return g_malloc(size);
+    }
+
+    static void operator delete(void *memory)
+    {
+        g_free(memory);
+    }
+};
+
+/* A GHashTable with types, from pointer to pointer */
+template <typename Key, typename Value> struct Table {
+    Table() = default;
+    Table(const Table &) = delete;
+
+    ~Table()
+    {
+        g_hash_table_unref(table);
+    }
+
+    Value *find(const Key *key) const
+    {
+        return static_cast<Value *>(g_hash_table_lookup(table, key));
+    }
+
+    /* NULL takes it out */
+    void set(Key *key, Value *value)
+    {
+        if (value) {
+            g_hash_table_insert(table, key, value);
+        } else {
+            g_hash_table_remove(table, key);
+        }
+    }
+
+    /* Any key, NULL when there is none */
+    Key *any() const
+    {
+        GHashTableIter iter;
+        gpointer key;
+
+        g_hash_table_iter_init(&iter, table);
+        return g_hash_table_iter_next(&iter, &key, nullptr)
+                   ? static_cast<Key *>(key)
+                   : nullptr;
+    }
+
+    GHashTable *const table = g_hash_table_new(nullptr, nullptr);
+};
+
+/*
+ * One lock for all lists and holders: a hold belongs to one of each, and holds
+ * are taken and given back at plug and unplug, not in the I/O path.
+ */
+struct Registry : InGLibMemory {
+    Registry()
+    {
+        qemu_mutex_init(&lock);
+    }
+
+    QemuMutex lock;
+    Table<AioContext, IOThread> by_ctx;
+};
+
+/* It is never freed, as threads may still run when the program exits */
+Registry &registry = *new Registry;
+
+struct Hold;
+
+} /* namespace */
+
+struct IOThreadHolderState : InGLibMemory {
+    explicit IOThreadHolderState(IOThreadHolderType type)
+        : who(g_new0(IOThreadHolder, 1))
+    {
+        who->type = type;
+    }
+
+    ~IOThreadHolderState()
+    {
+        qapi_free_IOThreadHolder(who);
+    }
+
+    char *name() const;
+    [[noreturn]] void die(const char *what) const;
+
+    /* What is known of it before it takes an IOThread */
+    IOThreadHolder *const who;
+    /* The latest hold on each IOThread that it holds */
+    Table<IOThread, Hold> latest;
+};
+
+namespace {
+
+/* It owns a reference to the IOThread, and is in two lists: see take() */
+struct Hold : InGLibMemory {
+    Hold(IOThread *iothread, IOThreadHolderState *holder)
+        : iothread(iothread), holder(holder)
+    {
+        object_ref(OBJECT(iothread));
         link.data = this;
     }
 
@@ -33,305 +132,302 @@ struct Hold {
 
     ~Hold()
     {
-        g_free(vqs);
+        qapi_free_uint16List(vqs);
+        object_unref(OBJECT(iothread));
     }
 
-    static void *operator new(size_t size)
+    void take()
     {
-        return g_malloc(size);
+        QEMU_LOCK_GUARD(&registry.lock);
+        g_queue_push_tail_link(&iothread->holds, &link);
+        earlier = holder->latest.find(iothread);
+        holder->latest.set(iothread, this);
     }
 
-    static void operator delete(void *hold)
+    IOThreadHolder *told() const
     {
-        g_free(hold);
+        IOThreadHolder *told = QAPI_CLONE(IOThreadHolder, holder->who);
+
+        if (has_vqs) {
+            assert(told->type == IO_THREAD_HOLDER_TYPE_QOM_OBJECT);
+            told->u.qom_object.has_vqs = true;
+            told->u.qom_object.vqs = QAPI_CLONE(uint16List, vqs);
+        }
+        return told;
     }
 
+    IOThread *const iothread;
     IOThreadHolderState *const holder;
-    const bool has_vqs;
-    const size_t num_vqs;
-    uint16_t *const vqs;
+    bool has_vqs = false;
+    uint16List *vqs = nullptr;
 
-    /* in the list of the IOThread */
+    /* In the list of the IOThread, in the order of attachment */
     GList link = {};
-    /* the hold of this holder before this one, in the same list */
+    /* The hold of this holder before this one, on the same IOThread */
     Hold *earlier = nullptr;
 };
 
-/*
- * One lock for all lists and holders: a hold belongs to one of each, and holds
- * are taken and given back at plug and unplug, not in the I/O path.
- */
-struct Lock {
-    Lock()
-    {
-        qemu_mutex_init(&mutex);
+template <typename Func> void for_each(const IOThread *iothread, Func func)
+{
+    for (GList *link = iothread->holds.head; link; link = link->next) {
+        func(*static_cast<const Hold *>(link->data));
     }
+}
 
-    QemuMutex mutex;
-};
+IOThread *find_by_ctx(AioContext *ctx)
+{
+    QEMU_LOCK_GUARD(&registry.lock);
+    return registry.by_ctx.find(ctx);
+}
 
-Lock registry_lock;
+/* Any of the IOThreads that @holder holds */
+IOThread *any_held(const IOThreadHolderState *holder)
+{
+    QEMU_LOCK_GUARD(&registry.lock);
+    return holder->latest.any();
+}
 
-struct Guard {
-    Guard()
-    {
-        qemu_mutex_lock_impl(&registry_lock.mutex, __FILE__, __LINE__);
+void put_all(IOThreadHolderState *holder)
+{
+    while (IOThread *iothread = any_held(holder)) {
+        iothread_put_aio_context(iothread, holder);
     }
+}
 
-    Guard(const Guard &) = delete;
+/* "a", "a and b", "a, b and c" */
+char *enumerate(const GPtrArray *parts)
+{
+    GString *text = g_string_new("");
 
-    ~Guard()
-    {
-        qemu_mutex_unlock_impl(&registry_lock.mutex, __FILE__, __LINE__);
+    for (guint i = 0; i < parts->len; i++) {
+        const bool last = i + 1 == parts->len;
+
+        g_string_append(text, i == 0 ? "" : last ? " and " : ", ");
+        g_string_append(text, static_cast<char *>(parts->pdata[i]));
     }
-};
+    return g_string_free(text, false);
+}
 
 } /* namespace */
 
-struct IOThreadHolds {
-    void *owner;
-    /* in the order of attachment; put takes a hold out in constant time */
-    GQueue list;
-};
-
-struct IOThreadHolderState {
-    char *name;
-    /* see iothread_holder_set_minor() */
-    bool minor;
-    const char *sum;
-    void *info;
-    void (*free_info)(void *info);
-
-    /* IOThreadHolds to the latest Hold of this holder in it */
-    GHashTable *latest;
-};
-
-namespace {
-
-[[noreturn]] void die(const char *function, const char *name, const char *what)
+char *IOThreadHolderState::name() const
 {
-    fprintf(stderr, "%s: %s %s\n", function, name, what);
+    switch (who->type) {
+    case IO_THREAD_HOLDER_TYPE_QOM_OBJECT: {
+        const IOThreadHolderQomObject &object = who->u.qom_object;
+
+        return object.device ? g_strdup_printf("device '%s' (%s)",
+                                               object.device, object.qom_path)
+                             : g_strdup(object.qom_path);
+    }
+    case IO_THREAD_HOLDER_TYPE_BLOCK_EXPORT:
+        return g_strdup_printf("block export '%s'", who->u.block_export.id);
+    case IO_THREAD_HOLDER_TYPE_BLOCK_NODE:
+        return g_strdup_printf("block node '%s'", who->u.block_node.node_name);
+    case IO_THREAD_HOLDER_TYPE_MONITOR:
+        return g_strdup_printf("monitor '%s'", who->u.monitor.id);
+    case IO_THREAD_HOLDER_TYPE_JOB:
+        return g_strdup_printf("job '%s'", who->u.job.id);
+    case IO_THREAD_HOLDER_TYPE__MAX:
+        break;
+    }
+    g_assert_not_reached();
+}
+
+void IOThreadHolderState::die(const char *what) const
+{
+    fprintf(stderr, "%s %s\n", name(), what);
     abort();
 }
 
-template <typename Func> void for_each(const IOThreadHolds *holds, Func func)
+IOThreadHolderState *iothread_holder_new_qom_object(Object *obj,
+                                                    const char *device)
 {
-    for (GList *link = holds->list.head; link; link = link->next) {
-        func(static_cast<const Hold *>(link->data));
-    }
-}
+    auto *holder = new IOThreadHolderState(IO_THREAD_HOLDER_TYPE_QOM_OBJECT);
+    IOThreadHolderQomObject &object = holder->who->u.qom_object;
 
-/* What is found in a list: names to tell, and numbers of what is not named */
-struct Description {
-    explicit Description(size_t max) : max(max) {}
-
-    Description(const Description &) = delete;
-
-    ~Description()
-    {
-        g_ptr_array_unref(parts);
-    }
-
-    void add(const IOThreadHolderState *holder)
-    {
-        if (holder->sum) {
-            sum = holder->sum;
-            summed++;
-        } else if (parts->len < max) {
-            g_ptr_array_add(parts, g_strdup(holder->name));
-        } else {
-            more++;
-        }
-    }
-
-    char *text()
-    {
-        if (more > 0) {
-            const bool none = parts->len == 0;
-
-            g_ptr_array_add(parts,
-                            g_strdup_printf(none ? "%u" : "%u more", more));
-        }
-        if (summed > 0) {
-            g_ptr_array_add(parts, g_strdup_printf("%u %s%s", summed, sum,
-                                                   summed > 1 ? "s" : ""));
-        }
-
-        GString *joined = g_string_new("");
-
-        for (guint i = 0; i < parts->len; i++) {
-            const bool last = i + 1 == parts->len;
-
-            g_string_append(joined, i == 0 ? "" : last ? " and " : ", ");
-            g_string_append(joined, static_cast<char *>(parts->pdata[i]));
-        }
-        return g_string_free(joined, FALSE);
-    }
-
-    const size_t max;
-    GPtrArray *const parts = g_ptr_array_new_with_free_func(g_free);
-    guint more = 0;
-    const char *sum = nullptr;
-    guint summed = 0;
-};
-
-char *describe(const IOThreadHolds *holds, size_t max)
-{
-    g_autoptr(GHashTable) seen = g_hash_table_new(nullptr, nullptr);
-    Description description(max);
-
-    for (int pass = 0; pass < 2; pass++) {
-        for_each(holds, [&](const Hold *hold) {
-            if (hold->holder->minor == (pass == 1) &&
-                g_hash_table_add(seen, hold->holder)) {
-                description.add(hold->holder);
-            }
-        });
-    }
-    return description.text();
-}
-
-} /* namespace */
-
-IOThreadHolderState *iothread_holder_new(const char *name, void *info,
-                                         void (*free_info)(void *)) noexcept
-{
-    IOThreadHolderState *holder = g_new(IOThreadHolderState, 1);
-
-    *holder = {g_strdup(name), false,     nullptr,
-               info,           free_info, g_hash_table_new(nullptr, nullptr)};
+    object.qom_path = object_get_canonical_path(obj);
+    assert(object.qom_path);
+    object.device = g_strdup(device);
     return holder;
 }
 
-void iothread_holder_free(IOThreadHolderState *holder) noexcept
+IOThreadHolderState *iothread_holder_new_block_export(const char *id,
+                                                      const char *node_name)
 {
-    if (!holder) {
-        return;
-    }
-    {
-        Guard guard;
+    auto *holder = new IOThreadHolderState(IO_THREAD_HOLDER_TYPE_BLOCK_EXPORT);
 
-        if (g_hash_table_size(holder->latest) > 0) {
-            die(__func__, holder->name, "still holds an IOThread");
+    holder->who->u.block_export.id = g_strdup(id);
+    holder->who->u.block_export.node_name = g_strdup(node_name);
+    return holder;
+}
+
+IOThreadHolderState *iothread_holder_new_block_node(const char *node_name)
+{
+    auto *holder = new IOThreadHolderState(IO_THREAD_HOLDER_TYPE_BLOCK_NODE);
+
+    holder->who->u.block_node.node_name = g_strdup(node_name);
+    return holder;
+}
+
+IOThreadHolderState *iothread_holder_new_job(const char *id)
+{
+    auto *holder = new IOThreadHolderState(IO_THREAD_HOLDER_TYPE_JOB);
+
+    holder->who->u.job.id = g_strdup(id);
+    return holder;
+}
+
+IOThreadHolderState *iothread_holder_new_monitor(const char *id)
+{
+    auto *holder = new IOThreadHolderState(IO_THREAD_HOLDER_TYPE_MONITOR);
+
+    holder->who->u.monitor.id = g_strdup(id);
+    return holder;
+}
+
+void iothread_holder_drop(IOThreadHolderState *holder)
+{
+    if (holder) {
+        put_all(holder);
+        delete holder;
+    }
+}
+
+bool iothread_check_running(IOThread *iothread, Error **errp)
+{
+    if (iothread->stopping) {
+        error_setg(errp, "the IOThread was deleted");
+        return false;
+    }
+    return true;
+}
+
+AioContext *iothread_get_aio_context(IOThread *iothread,
+                                     IOThreadHolderState *holder)
+{
+    assert(!iothread->stopping);
+    (new Hold(iothread, holder))->take();
+    return iothread->ctx;
+}
+
+AioContext *iothread_get_aio_context_vqs(IOThread *iothread,
+                                         IOThreadHolderState *holder,
+                                         const uint16_t *vqs, size_t num_vqs)
+{
+    Hold *hold = new Hold(iothread, holder);
+    uint16List **tail = &hold->vqs;
+
+    assert(!iothread->stopping);
+    hold->has_vqs = true;
+    for (size_t i = 0; i < num_vqs; i++) {
+        QAPI_LIST_APPEND(tail, vqs[i]);
+    }
+    hold->take();
+    return iothread->ctx;
+}
+
+void iothread_put_aio_context(IOThread *iothread, IOThreadHolderState *holder)
+{
+    Hold *hold = nullptr;
+
+    WITH_QEMU_LOCK_GUARD(&registry.lock) {
+        hold = holder->latest.find(iothread);
+        if (!hold) {
+            holder->die("puts an IOThread that it does not hold");
         }
-    }
-    if (holder->free_info) {
-        holder->free_info(holder->info);
-    }
-    g_hash_table_unref(holder->latest);
-    g_free(holder->name);
-    g_free(holder);
-}
-
-const char *iothread_holder_name(const IOThreadHolderState *holder) noexcept
-{
-    return holder->name;
-}
-
-void iothread_holder_set_minor(IOThreadHolderState *holder,
-                               const char *sum) noexcept
-{
-    holder->minor = true;
-    holder->sum = sum;
-}
-
-void *iothread_holder_any(const IOThreadHolderState *holder) noexcept
-{
-    Guard guard;
-
-    GHashTableIter iter;
-    gpointer holds;
-
-    g_hash_table_iter_init(&iter, holder->latest);
-    return g_hash_table_iter_next(&iter, &holds, nullptr)
-               ? static_cast<IOThreadHolds *>(holds)->owner
-               : nullptr;
-}
-
-bool iothread_holder_holds(const IOThreadHolderState *holder,
-                           const IOThreadHolds *holds) noexcept
-{
-    Guard guard;
-
-    return g_hash_table_contains(holder->latest, holds);
-}
-
-IOThreadHolds *iothread_holds_new(void *owner) noexcept
-{
-    IOThreadHolds *holds = g_new(IOThreadHolds, 1);
-
-    *holds = {owner, G_QUEUE_INIT};
-    return holds;
-}
-
-void iothread_holds_free(IOThreadHolds *holds) noexcept
-{
-    if (!holds) {
-        return;
-    }
-    {
-        Guard guard;
-
-        if (!g_queue_is_empty(&holds->list)) {
-            die(__func__, describe(holds, SIZE_MAX), "still in the list");
-        }
-    }
-    g_free(holds);
-}
-
-void iothread_holds_get(IOThreadHolds *holds, IOThreadHolderState *holder,
-                        bool has_vqs, const uint16_t *vqs,
-                        size_t num_vqs) noexcept
-{
-    Hold *hold = new Hold(holder, has_vqs, vqs, num_vqs);
-    Guard guard;
-
-    g_queue_push_tail_link(&holds->list, &hold->link);
-    hold->earlier =
-        static_cast<Hold *>(g_hash_table_lookup(holder->latest, holds));
-    g_hash_table_insert(holder->latest, holds, hold);
-}
-
-void iothread_holds_put(IOThreadHolds *holds,
-                        IOThreadHolderState *holder) noexcept
-{
-    Guard guard;
-    Hold *hold =
-        static_cast<Hold *>(g_hash_table_lookup(holder->latest, holds));
-
-    if (!hold) {
-        die(__func__, holder->name, "puts an IOThread that it does not hold");
-    }
-    g_queue_unlink(&holds->list, &hold->link);
-    if (hold->earlier) {
-        g_hash_table_insert(holder->latest, holds, hold->earlier);
-    } else {
-        g_hash_table_remove(holder->latest, holds);
+        g_queue_unlink(&iothread->holds, &hold->link);
+        holder->latest.set(iothread, hold->earlier);
     }
     delete hold;
 }
 
-size_t iothread_holds_count(const IOThreadHolds *holds) noexcept
+void iothread_holder_follow(IOThreadHolderState *holder, AioContext *ctx)
 {
-    Guard guard;
+    IOThread *iothread = find_by_ctx(ctx);
 
-    return holds->list.length;
+    if (iothread == any_held(holder)) {
+        return;
+    }
+    put_all(holder);
+    if (iothread) {
+        iothread_get_aio_context(iothread, holder);
+    }
 }
 
-void iothread_holds_foreach(const IOThreadHolds *holds, IOThreadHoldFunc *func,
-                            void *opaque) noexcept
+bool iothread_is_ctx(AioContext *ctx)
 {
-    Guard guard;
-
-    for_each(holds, [=](const Hold *hold) {
-        func(hold->holder->info, hold->has_vqs, hold->vqs, hold->num_vqs,
-             opaque);
-    });
+    return find_by_ctx(ctx);
 }
 
-char *iothread_holds_describe(const IOThreadHolds *holds, size_t max) noexcept
+void iothread_started(IOThread *iothread)
 {
-    Guard guard;
+    QEMU_LOCK_GUARD(&registry.lock);
+    registry.by_ctx.set(iothread->ctx, iothread);
+}
 
-    return describe(holds, max);
+void iothread_stopped(IOThread *iothread)
+{
+    QEMU_LOCK_GUARD(&registry.lock);
+    registry.by_ctx.set(iothread->ctx, nullptr);
+}
+
+bool iothread_is_held(const IOThread *iothread)
+{
+    QEMU_LOCK_GUARD(&registry.lock);
+    return iothread->holds.head;
+}
+
+bool iothread_is_held_by(const IOThread *iothread,
+                         const IOThreadHolderState *holder)
+{
+    QEMU_LOCK_GUARD(&registry.lock);
+    return holder->latest.find(iothread);
+}
+
+IOThreadHolderList *iothread_query_holders(const IOThread *iothread)
+{
+    IOThreadHolderList *list = nullptr, **tail = &list;
+
+    QEMU_LOCK_GUARD(&registry.lock);
+    for_each(iothread,
+             [&](const Hold &hold) { QAPI_LIST_APPEND(tail, hold.told()); });
+    return list;
+}
+
+char *iothread_describe_holders(const IOThread *iothread, size_t max)
+{
+    g_autoptr(GHashTable) seen = g_hash_table_new(nullptr, nullptr);
+    g_autoptr(GPtrArray) parts = g_ptr_array_new_with_free_func(g_free);
+    guint more = 0, implicit = 0;
+
+    QEMU_LOCK_GUARD(&registry.lock);
+    /* Nobody can end a node, so these come after all others */
+    for (int nodes = 0; nodes < 2; nodes++) {
+        for_each(iothread, [&](const Hold &hold) {
+            const IOThreadHolder *who = hold.holder->who;
+            const bool is_node = who->type == IO_THREAD_HOLDER_TYPE_BLOCK_NODE;
+
+            if (is_node != nodes || !g_hash_table_add(seen, hold.holder)) {
+                return;
+            }
+            if (is_node && who->u.block_node.node_name[0] == '#') {
+                implicit++;
+            } else if (parts->len < max) {
+                g_ptr_array_add(parts, hold.holder->name());
+            } else {
+                more++;
+            }
+        });
+    }
+    if (more > 0) {
+        g_ptr_array_add(
+            parts, g_strdup_printf(parts->len > 0 ? "%u more" : "%u", more));
+    }
+    if (implicit > 0) {
+        g_ptr_array_add(parts,
+                        g_strdup_printf("%u implicit block node%s", implicit,
+                                        implicit > 1 ? "s" : ""));
+    }
+    return enumerate(parts);
 }

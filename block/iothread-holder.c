@@ -293,22 +293,27 @@ void job_stop_following(Job *job)
     }
 }
 
-static void update_node_name(IOThreadHolder *holder)
-{
-    BlockExport *exp = blk_exp_find(holder->u.block_export.id);
-    BlockDriverState *bs = exp ? blk_bs(exp->blk) : NULL;
-
-    if (bs) {
-        g_free(holder->u.block_export.node_name);
-        holder->u.block_export.node_name = g_strdup(bdrv_get_node_name(bs));
-    }
-}
-
 IOThreadHolderState *
 blk_exp_new_iothread_holder(const BlockExportOptions *options)
 {
-    return iothread_holder_new_block_export(options->id, options->node_name,
-                                            update_node_name);
+    return iothread_holder_new_block_export(options->id, options->node_name);
+}
+
+void blk_exp_update_holders(IOThreadHolderList *holders)
+{
+    for (; holders; holders = holders->next) {
+        IOThreadHolderBlockExport *told = &holders->value->u.block_export;
+
+        if (holders->value->type == IO_THREAD_HOLDER_TYPE_BLOCK_EXPORT) {
+            BlockExport *exp = blk_exp_find(told->id);
+            BlockDriverState *bs = exp ? blk_bs(exp->blk) : NULL;
+
+            if (bs) {
+                g_free(told->node_name);
+                told->node_name = g_strdup(bdrv_get_node_name(bs));
+            }
+        }
+    }
 }
 
 static void attached_aio_context(AioContext *ctx, void *opaque)

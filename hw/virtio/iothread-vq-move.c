@@ -172,7 +172,8 @@ bool iothread_vqs_move(VirtIODevice *vdev,
 
 static VirtIODevice *find_virtio_device(const char *id, Error **errp)
 {
-    Object *obj = object_resolve_path_at(machine_get_container("peripheral"), id);
+    Object *peripheral = machine_get_container("peripheral");
+    Object *obj = object_resolve_path_at(peripheral, id);
     VirtIODevice *vdev = NULL;
     DeviceState *dev;
     BusState *bus;

@@ -98,6 +98,14 @@ IOThreadHolderState *
 blk_exp_new_iothread_holder(const BlockExportOptions *options);
 
 /**
+ * blk_exp_update_holders:
+ * @holders: what iothread_query_holders() has returned
+ *
+ * Tell the nodes that exports export now.
+ */
+void blk_exp_update_holders(IOThreadHolderList *holders);
+
+/**
  * blk_exp_start_following:
  * @exp: an export that runs
  * @holder: its holder, which @exp now owns

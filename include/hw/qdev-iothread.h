@@ -8,7 +8,7 @@
 #define HW_QDEV_IOTHREAD_H
 
 #include "hw/qdev-core.h"
-#include "system/iothread-holds.h"
+#include "system/iothread-holder.h"
 
 /**
  * qdev_new_iothread_holder:
@@ -20,7 +20,7 @@
  *
  * Context: the BQL is held.
  * Returns: a holder, owned by the caller; free it with
- * iothread_holder_free().
+ * iothread_holder_drop().
  */
 IOThreadHolderState *qdev_new_iothread_holder(DeviceState *dev);
 

@@ -1,15 +1,24 @@
 /*
- * Holders of IOThreads: who they are, and how the monitor is told
+ * Who holds which IOThread
+ *
+ * A holder is a user of IOThreads.  A hold is one holder using one IOThread,
+ * from get to put.  A holder may hold several IOThreads, an IOThread may have
+ * several holders, and a holder may hold the same IOThread more than once; it
+ * then puts it as often.
  *
  * A user of an IOThread makes a holder with one of the functions here, takes
  * the IOThread with iothread_get_aio_context(), gives it back with
- * iothread_put_aio_context() and frees the holder with iothread_holder_free(),
- * or does the last two at once with iothread_holder_drop().  Who the holder is
- * gets recorded when it is made, and is not looked up again.
+ * iothread_put_aio_context(), and frees the holder with iothread_holder_drop(),
+ * which gives back what it still holds.  Who the holder is gets recorded when
+ * it is made, and is not looked up again.
  *
  * Context of all functions, unless they say otherwise: the thread that holds
  * the BQL, which need not be the main thread: vCPUs unplug devices, and RCU's
  * thread frees them.  In programs without the BQL it is the main thread.
+ *
+ * What is recorded has one lock, which orders all and is held for a few
+ * instructions, except by the functions that walk a list.  A call that breaks
+ * the contract below is a programming error: it prints who broke it and aborts.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -17,9 +26,9 @@
 #ifndef SYSTEM_IOTHREAD_HOLDER_H
 #define SYSTEM_IOTHREAD_HOLDER_H
 
-#include "system/iothread-holds.h"
-
 typedef struct IOThread IOThread;
+/* A holder: who it is, and what it holds now */
+typedef struct IOThreadHolderState IOThreadHolderState;
 typedef struct IOThreadHolder IOThreadHolder;           /* a QAPI type */
 typedef struct IOThreadHolderList IOThreadHolderList;   /* a QAPI type */
 
@@ -36,23 +45,15 @@ IOThreadHolderState *iothread_holder_new_qom_object(Object *obj,
                                                     const char *device);
 
 /**
- * IOThreadHolderUpdate:
- * @holder: what is going to be told of the holder
- *
- * Bring up to date what may change while the holder holds an IOThread.
- */
-typedef void IOThreadHolderUpdate(IOThreadHolder *holder);
-
-/**
  * iothread_holder_new_block_export:
  * @id: the export's ID
- * @node_name: the node that it exports
- * @update: called before each query, as jobs may change what it exports
+ * @node_name: the node that it exports; as jobs may change that, who asks for
+ *     the holders looks it up again, see blk_exp_update_holders()
  *
  * Returns: a holder, owned by the caller.
  */
-IOThreadHolderState *iothread_holder_new_block_export(
-    const char *id, const char *node_name, IOThreadHolderUpdate *update);
+IOThreadHolderState *iothread_holder_new_block_export(const char *id,
+                                                      const char *node_name);
 
 /**
  * iothread_holder_new_block_node:
@@ -162,12 +163,42 @@ void iothread_holder_follow(IOThreadHolderState *holder, AioContext *ctx);
 bool iothread_is_ctx(AioContext *ctx);
 
 /**
- * iothread_holds_query:
+ * iothread_is_held:
  *
+ * Context: any thread.
+ * Returns: whether @iothread has a holder.
+ */
+bool iothread_is_held(const IOThread *iothread);
+
+/**
+ * iothread_is_held_by:
+ *
+ * Context: any thread.
+ * Returns: whether @holder holds @iothread.
+ */
+bool iothread_is_held_by(const IOThread *iothread,
+                         const IOThreadHolderState *holder);
+
+/**
+ * iothread_query_holders:
+ *
+ * Context: any thread.
  * Returns: the holds in the order in which they were taken, owned by the
  * caller; NULL, which is an empty list, when there are none.
  */
-IOThreadHolderList *iothread_holds_query(const IOThreadHolds *holds);
+IOThreadHolderList *iothread_query_holders(const IOThread *iothread);
+
+/**
+ * iothread_describe_holders:
+ * @max: how many holders to name at most
+ *
+ * Context: any thread.
+ * Returns: the names of the holders, each once, in the order in which they
+ * took their first hold, but nodes after all others and those without a name
+ * of the user's as a number, as in "a, b, 3 more and 2 implicit block nodes";
+ * an empty string when there are none.  The caller frees it with g_free().
+ */
+char *iothread_describe_holders(const IOThread *iothread, size_t max);
 
 /**
  * iothread_started:

@@ -72,8 +72,8 @@ def parser() -> argparse.ArgumentParser:
                       default=15.0, help='time between two writes of the'
                       ' file (default: 15)')
     made.add_argument('--timeout', metavar='SECONDS', type=seconds,
-                      default=1.0, help='how long to wait for QEMUs that do'
-                      ' not answer (default: 1)')
+                      default=2.0, help='how long to wait for QEMUs that do'
+                      ' not answer (default: 2)')
     return made
 
 

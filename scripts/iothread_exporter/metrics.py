@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import hashlib
 import os
 import re
-from typing import (Any, Dict, Iterable, Iterator, List, Optional, Sequence,
-                    Tuple, Type, Union)
+from typing import (Any, Callable, Dict, Iterable, Iterator, List, Optional,
+                    Sequence, Tuple, Union)
 
 from prometheus_client.core import (CounterMetricFamily, GaugeMetricFamily,
                                     InfoMetricFamily, Metric)
@@ -32,13 +32,14 @@ LONGEST = 128
 HOLDER_TYPES = ('qom-object', 'block-export', 'block-node', 'monitor', 'job')
 
 Labels = Tuple[str, ...]
-Family = Union[CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily]
+# One of prometheus_client's, whose values are of different types
+Family = Any
 
 
 @dataclass(frozen=True)
 class Kind:
     """A family of metrics."""
-    family: Type[Metric]
+    family: Callable[..., Family]
     name: str
     words: str
     labels: Labels = ()
@@ -91,10 +92,10 @@ SETTINGS = 'thread-id', 'poll-max-ns', 'poll-grow', 'poll-shrink', \
 
 
 def kinds() -> Iterator[Tuple[str, Kind]]:
-    """Yield all families that there are, by the names used here."""
-    def named(name: str, family: Type[Metric], words: str, *labels: str,
-              unit: str = '', key: str = '') -> Tuple[str, Kind]:
-        return key or name, Kind(family, f'qemu_{name}', words, labels, unit)
+    """Yield all families that there are, by their names without "qemu_"."""
+    def named(name: str, family: Callable[..., Family], words: str,
+              *labels: str, unit: str = '') -> Tuple[str, Kind]:
+        return name, Kind(family, f'qemu_{name}', words, labels, unit)
 
     gauge, info = GaugeMetricFamily, InfoMetricFamily
     yield named('up', gauge, 'Whether the QEMU has answered', 'socket')

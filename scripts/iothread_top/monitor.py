@@ -309,10 +309,10 @@ class Monitor:
                 return []
 
         # A QEMU that does not record holders knows no internal ones
-        threads = await ask('query-iothreads', internal=True)
-        results, at = await stats('iothread')
-        main, main_at = await stats('vm')
-        disks = await ask('query-blockstats')
+        threads, (results, at), (main, main_at), disks = \
+            await asyncio.gather(
+                ask('query-iothreads', internal=True), stats('iothread'),
+                stats('vm'), ask('query-blockstats'))
         await self._complete(qmp, threads, disks)
         return sample(threads, results, at, main, main_at, disks,
                       time.monotonic())

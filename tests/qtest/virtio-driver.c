@@ -175,7 +175,9 @@ void dev_free_pci(Dev *d)
 void dev_free(Dev *d)
 {
     qtest_quit(d->s);
-    dev_free_pci(d);
+    if (d->pci) {
+        dev_free_pci(d);
+    }
     qpci_free_pc(d->bus);
     g_free(d);
 }

@@ -1393,6 +1393,10 @@ static void test_random(gconstpointer opaque)
         g_autofree char *preload = g_canonicalize_filename(
             g_test_get_filename(G_TEST_BUILT, "fake-udmabuf.so", NULL), NULL);
 
+        if (!g_file_test(preload, G_FILE_TEST_EXISTS)) {
+            g_test_skip("fake-udmabuf.so is not built");
+            return;
+        }
         g_setenv("LD_PRELOAD", preload, true);
     }
     d = dev_new(NULL, target->args);

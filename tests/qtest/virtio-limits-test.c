@@ -10,6 +10,7 @@
 
 #include "qemu/osdep.h"
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include "libqos/libqos.h"
 #include "qemu/bswap.h"
 #include "qemu/units.h"
@@ -23,6 +24,9 @@
 #include "standard-headers/linux/virtio_snd.h"
 #include "stock-twin.h"
 #include "virtio-driver.h"
+
+/* A library for QEMU that makes a zoned disk of a file; may be unset */
+#define FAKE_ZONED "QTEST_FAKE_ZONED"
 
 /* Of an indirect table */
 #define TABLE 0x700000
@@ -283,6 +287,56 @@ static void test_rng(const char *binary)
     finish(d);
 }
 
+/* A guest asks for 800 million zones of a disk that has 8 */
+static void test_zone_report(const char *binary)
+{
+    g_autofree char *path = NULL;
+    g_autofree char *args = NULL;
+    struct virtio_blk_outhdr header = {
+        .type = cpu_to_le32(VIRTIO_BLK_T_ZONE_REPORT),
+    };
+    int fd = g_file_open_tmp("virtio-limits-XXXXXX.zoned", &path, NULL);
+    Dev *d;
+
+    g_assert_cmpint(fd, >=, 0);
+    g_assert_cmpint(ftruncate(fd, 16 * MiB), ==, 0);
+    close(fd);
+    args = g_strdup_printf(
+        "-blockdev host_device,node-name=zoned,filename=%s,cache.direct=on,"
+        "locking=off -device virtio-blk-pci,addr=4,drive=zoned,"
+        "disable-legacy=on", path);
+    g_setenv("LD_PRELOAD", getenv(FAKE_ZONED), true);
+    d = dev_new(binary, args);
+    g_unsetenv("LD_PRELOAD");
+
+    start(d, 1ull << VIRTIO_BLK_F_ZONED | INDIRECT, 1);
+    limit_memory(d);
+    qtest_memwrite(d->s, BUFFERS, &header, sizeof(header));
+    qtest_writeb(d->s, RAM_SIZE - 1, 0xff);
+    send_large(d, 0, (Buffer) { BUFFERS, sizeof(header), 0 }, 1022,
+               VRING_DESC_F_WRITE);
+    wait_answered(d, 0, 1);
+    g_assert_cmpint(qtest_readb(d->s, RAM_SIZE - 1), ==, VIRTIO_BLK_S_OK);
+    g_assert_cmpint(qtest_readq(d->s, 16 * MiB), ==, 8);
+    /* the start of the last one, in sectors */
+    g_assert_cmpint(qtest_readq(d->s, 16 * MiB + 64 + 7 * 64 + 8), ==,
+                    7 * 4096);
+
+    /* An append of nothing behind the last zone */
+    header.type = cpu_to_le32(VIRTIO_BLK_T_ZONE_APPEND);
+    header.sector = cpu_to_le64(8 * 4096);
+    qtest_memwrite(d->s, BUFFERS, &header, sizeof(header));
+    send_message(d, 0, (Buffer[]) {
+        { BUFFERS, sizeof(header), 0 },
+        { BUFFERS + PAGE, 9, VRING_DESC_F_WRITE },
+    }, 2);
+    wait_answered(d, 0, 2);
+    g_assert_cmpint(qtest_readb(d->s, BUFFERS + PAGE + 8), ==,
+                    VIRTIO_BLK_S_ZONE_INVALID_CMD);
+    finish(d);
+    unlink(path);
+}
+
 /* --- Queues that are reset, with requests in flight ----------------------- */
 
 #define QUEUE_RESET offsetof(struct virtio_pci_modern_common_cfg, queue_reset)
@@ -466,6 +520,47 @@ static void test_reset_snd(const char *binary)
     finish(d);
 }
 
+/* --- A device that goes with its request at a source of entropy ----------- */
+
+static void test_rng_unplug(const char *binary)
+{
+    uint8_t request[2], entropy[64] = { 0 };
+    Buffer b[] = { { BUFFERS, sizeof(entropy), VRING_DESC_F_WRITE } };
+    g_autofree char *args = NULL;
+    int fds[2];
+    Dev *d;
+
+    g_assert_cmpint(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), ==, 0);
+    args = g_strdup_printf(
+        "-chardev socket,id=source,fd=%d -object rng-egd,id=rng,chardev=source "
+        "-device virtio-rng-pci,id=dev,addr=4,rng=rng,disable-legacy=on",
+        fds[1]);
+    /* Memory that is freed does not stay as it was */
+    g_setenv("MALLOC_PERTURB_", "85", true);
+    d = dev_new(binary, args);
+    g_unsetenv("MALLOC_PERTURB_");
+    close(fds[1]);
+
+    start(d, INDIRECT, 1);
+    send_message(d, 0, b, 1);
+    /* QEMU asks for as much; the device is unplugged before an answer */
+    g_assert_cmpint(recv(fds[0], request, sizeof(request), MSG_WAITALL), ==, 2);
+    g_assert_cmpint(request[0], ==, 2);
+    g_assert_cmpint(request[1], ==, sizeof(entropy));
+    qtest_qmp_assert_success(d->s, "{ 'execute': 'device_del',"
+                                   " 'arguments': { 'id': 'dev' } }");
+    qtest_qmp_assert_success(d->s, "{ 'execute': 'system_reset' }");
+    qtest_qmp_eventwait(d->s, "DEVICE_DELETED");
+    g_assert_cmpint(write(fds[0], entropy, sizeof(entropy)), ==,
+                    sizeof(entropy));
+    for (int i = 0; i < 10; i++) {
+        g_usleep(10 * 1000);
+        assert_alive(d);
+    }
+    close(fds[0]);
+    finish(d);
+}
+
 /* --- Modern virtio-mmio --------------------------------------------------- */
 
 static uint64_t mmio_base;
@@ -616,6 +711,146 @@ static void test_mmio_ready(const char *binary)
     qtest_quit(s);
 }
 
+/* --- Migration streams ---------------------------------------------------- */
+
+typedef enum Field {
+    CONFIG_SIZE, QUEUES, RING_SIZE_NOW, AVAIL_INDEX, RING_SIZE_BEFORE,
+} Field;
+
+/* Where a stream has @field of the device, whose queue 0 has 32 elements */
+static char *find_field(char *stream, gsize len, Field field)
+{
+    uint64_t desc = cpu_to_be64(RINGS);
+    const char *section = field == RING_SIZE_BEFORE ? "virtio/ringsize" :
+                          field == AVAIL_INDEX ? "virtio/packed_virtqueues" :
+                          NULL;
+    char *at = stream, *queues;
+
+    if (section) {
+        /* its version, and then it is the first of queue 0 */
+        at = memmem(stream, len, section, strlen(section));
+        g_assert_nonnull(at);
+        return at + strlen(section) + 4;
+    }
+    for (;; at++) {
+        at = memmem(at, stream + len - at, &desc, sizeof(desc));
+        g_assert_nonnull(at);
+        if (at - stream > 1024 && ldl_be_p(at - 4) == 32) {
+            break;
+        }
+    }
+    /* the configuration, with its size; number of queues; size of ring 0 */
+    queues = at - 8;
+    switch (field) {
+    case QUEUES:
+        return queues;
+    case RING_SIZE_NOW:
+        return at - 4;
+    default:
+        for (int size = 8; size < 1024; size++) {
+            if (ldl_be_p(queues - size - 4) == size) {
+                return queues - size - 4;
+            }
+        }
+        g_assert_not_reached();
+    }
+}
+
+static char *wait_migrated(QTestState *s)
+{
+    for (;;) {
+        QDict *rsp = qtest_qmp_assert_success_ref(
+            s, "{ 'execute': 'query-migrate' }");
+        g_autofree char *status = g_strdup(qdict_get_try_str(rsp, "status"));
+
+        qobject_unref(rsp);
+        if (!g_strcmp0(status, "completed") || !g_strcmp0(status, "failed")) {
+            return g_steal_pointer(&status);
+        }
+        g_usleep(10 * 1000);
+    }
+}
+
+/*
+ * A stream that has @value for @field is refused. Once it is shown that one as
+ * it was loads.
+ */
+static void load_stream(const char *binary, const char *args,
+                        uint64_t features, int queues, Field field,
+                        uint32_t value)
+{
+    g_autofree char *incoming = g_strdup_printf("%s -incoming defer", args);
+    g_autofree char *path = NULL;
+    g_autofree char *uri = NULL;
+    g_autofree char *stream = NULL;
+    gsize len;
+    int fd = g_file_open_tmp("virtio-limits-XXXXXX", &path, NULL);
+    Dev *d = dev_new(binary, args);
+
+    g_assert_cmpint(fd, >=, 0);
+    close(fd);
+    uri = g_strdup_printf("file:%s", path);
+    start(d, features, queues);
+    qtest_qmp_assert_success(d->s, "{ 'execute': 'migrate',"
+                                   " 'arguments': { 'uri': %s } }", uri);
+    g_free(wait_migrated(d->s));
+    dev_free(d);
+    g_assert_true(g_file_get_contents(path, &stream, &len, NULL));
+
+    for (int bad = field != CONFIG_SIZE; bad < 2; bad++) {
+        g_autofree char *status = NULL;
+
+        if (bad) {
+            char *at = find_field(stream, len, field);
+
+            if (field == AVAIL_INDEX) {
+                stw_be_p(at, value);
+            } else {
+                stl_be_p(at, value);
+            }
+            g_assert_true(g_file_set_contents(path, stream, len, NULL));
+        }
+        d = dev_start(binary, incoming);
+        qtest_qmp_assert_success(d->s, "{ 'execute': 'migrate-incoming',"
+            " 'arguments': { 'uri': %s, 'exit-on-error': false } }", uri);
+        status = wait_migrated(d->s);
+        g_assert_cmpstr(status, ==, bad ? "failed" : "completed");
+        finish(d);
+    }
+    unlink(path);
+}
+
+#define STREAM_BLK "-device virtio-blk-pci,addr=4,drive=n,disable-legacy=on"
+#define STREAM_NET "-netdev hubport,id=net,hubid=0 -device virtio-net-pci," \
+                   "netdev=net,addr=4,disable-legacy=on,romfile="
+
+/* QEMU would read the rest of the configuration for ever */
+static void test_stream_config(const char *binary)
+{
+    load_stream(binary, STREAM_BLK, 0, 1, CONFIG_SIZE, 0x80000000);
+}
+
+static void test_stream_size(const char *binary)
+{
+    load_stream(binary, STREAM_BLK, 0, 1, RING_SIZE_NOW, 0x10000000);
+}
+
+static void test_stream_default_size(const char *binary)
+{
+    load_stream(binary, STREAM_BLK, 0, 1, RING_SIZE_BEFORE, 0x10000000);
+}
+
+static void test_stream_packed(const char *binary)
+{
+    load_stream(binary, STREAM_BLK ",packed=on", 1ull << VIRTIO_F_RING_PACKED,
+                1, AVAIL_INDEX, 0x7fff);
+}
+
+static void test_stream_queues(const char *binary)
+{
+    load_stream(binary, STREAM_NET, 0, 3, QUEUES, 1001);
+}
+
 static void add(const char *name, StockTest *test)
 {
     g_autofree char *path = g_strdup_printf("/virtio-limits/%s", name);
@@ -641,12 +876,25 @@ int main(int argc, char **argv)
     }
     if (qtest_has_device("virtio-rng-pci")) {
         add("large/rng", test_rng);
+        add("unplug/rng", test_rng_unplug);
     }
 
     if (qtest_has_device("virtio-blk-pci")) {
+        if (getenv(FAKE_ZONED)) {
+            add("large/zone-report", test_zone_report);
+        }
+        qtest_add_data_func("/virtio-limits/stream/config",
+                            test_stream_config, run_test);
+        add("stream/size", test_stream_size);
+        qtest_add_data_func("/virtio-limits/stream/default-size",
+                            test_stream_default_size, run_test);
+        add("stream/packed", test_stream_packed);
         add("reset/blk", test_reset_blk);
         add("reset/blk-iothread", test_reset_blk_iothread);
         add("reset/blk-retry", test_reset_blk_retry);
+    }
+    if (qtest_has_device("virtio-net-pci")) {
+        add("stream/queues", test_stream_queues);
     }
     if (qtest_has_device("virtio-scsi-pci")) {
         add("reset/scsi", test_reset_scsi);

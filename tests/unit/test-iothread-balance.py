@@ -156,6 +156,16 @@ class TestMeasure(unittest.TestCase):
         self.assertEqual(measure(compare(first, then)),
                          [Thread('io0', 50.0)])
 
+    def test_targets(self) -> None:
+        """Where a device may go: not where it is"""
+        infos = [{'id': name, 'thread-id': 1, 'holders': holders}
+                 for name, holders in (('io0', [disk('a')]), ('io1', []))]
+        results = [stats(f'/objects/{info["id"]}', 0, 0) for info in infos]
+        found = compare(None, sample(infos, results, 0, [], 0, [], 0))
+        self.assertEqual(targets(found, disk('a')['qom-path']), ['io1'])
+        self.assertEqual(targets(found, disk('b')['qom-path']),
+                         ['io0', 'io1'])
+
     def test_polling(self) -> None:
         """A thread that only polls has all its time left"""
         found = measured(
@@ -170,6 +180,48 @@ class TestMeasure(unittest.TestCase):
         plan = make_plan(list(found.values()), LIMITS)
         self.assertEqual(plan.moves, [])
         self.assertIn('no move', plan.why)
+
+
+class TestRecorded(unittest.TestCase):
+    """
+    Loads that iothread-top has shown
+
+    Guests read 512 KiB or 1 MiB at a time from two disks.
+    """
+
+    # For each IOThread busy and polling, and the IOPS and MB/s of its disks
+    LIGHT = {'io0': (.216, .001, {'disk0': (0, 0), 'busy0': (201, 105.2),
+                                  'busy1': (239, 125.2)}),
+             'io1': (0, 0, {})}
+    FULL = {'io0': (1, 0, {'disk0': (0, 0), 'busy0': (5, 4.9),
+                           'busy1': (5, 4.9)}),
+            'io1': (0, 0, {})}
+    AFTER = {'io0': (1, 0, {'disk0': (0, 0), 'busy1': (6, 6.5)}),
+             'io1': (.993, 0, {'busy0': (6, 6.2)})}
+
+    @staticmethod
+    def plan(load: Any, limits: Limits = LIMITS) -> Plan:
+        """Return the plan for such a load."""
+        disks = {name: {**NOTHING, 'rd_operations': iops,
+                        'rd_bytes': round(megabytes * 1e6)}
+                 for _, _, each in load.values()
+                 for name, (iops, megabytes) in each.items()}
+        return make_plan(list(measured(
+            {name: each[:2] for name, each in load.items()},
+            {name: [disk(one) for one in each[2]]
+             for name, each in load.items()}, disks).values()), limits)
+
+    def test_plans(self) -> None:
+        """One that is full, one that is not, and the first after that"""
+        plan = self.plan(self.FULL)
+        self.assertEqual([(move.name, move.target) for move in plan.moves],
+                         [('busy0', 'io1')])
+        self.assertAlmostEqual(plan.after['io1'], 50)
+        self.assertEqual(self.plan(self.AFTER).moves, [])
+        self.assertEqual(self.plan(self.LIGHT).moves, [])
+        plan = self.plan(self.LIGHT, Limits(full=10, gain=3))
+        self.assertEqual([move.name for move in plan.moves], ['busy0'])
+        self.assertAlmostEqual(plan.after['io1'], 9.86, 1)
 
 
 def threads(**loads: List[float]) -> List[Thread]:

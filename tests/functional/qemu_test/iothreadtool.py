@@ -61,19 +61,24 @@ class IOThreadToolTest(QemuSystemTest):
 
     def work(self, name: str) -> None:
         """Have the IOThread "busy" serve a client that wants ever more."""
+        self.get_vm(name=name).cmd('nbd-server-start', addr={
+            'type': 'unix', 'data': {'path': self.path(f'{name}-nbd')}})
+        self.serve(name, 'export', 'disk')
+
+    def serve(self, name: str, export: str, node: str) -> None:
+        """Have "busy" serve one more client, which reads that node."""
         image = os.environ.get('QEMU_TEST_QEMU_IMG') or os.path.join(
             os.path.dirname(self.qemu_bin), 'qemu-img')
         if not os.access(image, os.X_OK):
             self.skipTest('there is no qemu-img')
-        vm, path = self.get_vm(name=name), self.path(f'{name}-nbd')
-        vm.cmd('nbd-server-start', addr={'type': 'unix',
-                                         'data': {'path': path}})
-        vm.cmd('block-export-add', type='nbd', id='export', node_name='disk',
-               iothread='busy')
+        path = self.path(f'{name}-nbd')
+        self.get_vm(name=name).cmd(
+            'block-export-add', type='nbd', id=export, node_name=node,
+            iothread='busy')
         # pylint: disable-next=consider-using-with
         client = subprocess.Popen(
             [image, 'bench', '-f', 'raw', '-c', str(2 ** 31 - 1), '-d', '8',
-             f'nbd+unix:///disk?socket={path}'],
+             f'nbd+unix:///{node}?socket={path}'],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL)
         self.addCleanup(client.wait)

@@ -27,6 +27,7 @@ import urllib.request
 from qemu_test import QemuSystemTest
 from qemu_test.fakemonitor import FakeMonitor
 from qemu_test.iothreadtool import IOThreadToolTest
+from qemu_test.ports import Ports
 from qemu_test.qmpprogram import Program, programs
 
 try:
@@ -91,6 +92,66 @@ class Exporter:
         return self.said
 
 
+class Prometheus:
+    """Debian's Prometheus, with the example of a configuration."""
+
+    def __init__(self, test: 'IOThreadExporter', target: int) -> None:
+        folder = Path(test.scratch_file('prometheus'))
+        folder.mkdir()
+        shutil.copy(CONTRIB / 'qemu-iothread.yml', folder)
+        text = (CONTRIB / 'prometheus.yml').read_text(encoding='utf-8')
+        text = text.replace(': 15s', ': 1s').replace(':9925', f':{target}')
+        (folder / 'prometheus.yml').write_text(text, encoding='utf-8')
+        with Ports() as ports:
+            port = ports.find_free_port()
+            # pylint: disable-next=consider-using-with
+            self.process = subprocess.Popen(
+                [test.need('prometheus'), '--log.level=warn',
+                 f'--config.file={folder}/prometheus.yml',
+                 f'--storage.tsdb.path={folder}/data',
+                 f'--web.listen-address=127.0.0.1:{port}'], cwd=folder,
+                stdin=subprocess.DEVNULL)
+            test.addCleanup(self.close)
+            self.test = test
+            self.url = f'http://127.0.0.1:{port}/api/v1'
+            for _ in test.attempts('Prometheus does not start'):
+                test.assertIsNone(self.process.poll())
+                with contextlib.suppress(OSError):
+                    self.get('status/buildinfo')
+                    break
+
+    def get(self, what: str, **parameters: Any) -> Any:
+        """Return the data that it answers."""
+        query = urllib.parse.urlencode(parameters)
+        with urllib.request.urlopen(f'{self.url}/{what}?{query}',
+                                    timeout=PATIENCE) as answer:
+            found = json.load(answer)
+        self.test.assertEqual(found['status'], 'success', parameters)
+        return found['data']
+
+    def query(self, expression: str) -> List[Json]:
+        """Return the result of an expression as of now."""
+        found: List[Json] = self.get('query', query=expression)['result']
+        return found
+
+    def number(self, expression: str) -> Optional[float]:
+        """Return its one value, None if there is none."""
+        found = self.query(expression)
+        self.test.assertLessEqual(len(found), 1, found)
+        return float(found[0]['value'][1]) if found else None
+
+    def wait(self, expression: str, wanted: float) -> None:
+        """Wait until it has that value."""
+        for _ in self.test.attempts(f'{expression} is not {wanted}'):
+            if self.number(expression) == wanted:
+                return
+
+    def close(self) -> None:
+        """End it."""
+        self.process.kill()
+        self.process.wait()
+
+
 def samples(text: str) -> Samples:
     """Return the samples by their names; the text is OpenMetrics."""
     found: Samples = {}
@@ -127,9 +188,15 @@ class IOThreadExporter(IOThreadToolTest):
             self.skipTest(f'there is no {program}')
         return found
 
-    def once(self, *args: str) -> str:
-        """Return what it prints, once."""
-        return self.run_tool('--once', *args).stdout
+    def attempts(self, what: str) -> Iterator[int]:
+        """Yield until enough time has passed, then fail."""
+        end = time.monotonic() + PATIENCE
+        count = 0
+        while time.monotonic() < end:
+            yield count
+            count += 1
+            time.sleep(0.1)
+        self.fail(what)
 
     def states(self, found: Samples) -> Dict[str, str]:
         """Return the states of all monitors, by the names of the sockets."""
@@ -144,24 +211,8 @@ class IOThreadExporter(IOThreadToolTest):
 
     # --- What no QEMU would answer ----------------------------------------
 
-    def test_queries(self) -> None:
-        """Nothing is sent but queries"""
-        path = self.path('spy')
-        fake = FakeMonitor(path, {
-            'query-name': [{'name': 'spy'}],
-            'query-stats-schemas': [[{'provider': 'event-loop'}]],
-            'query-stats iothread': [[self.fake_stats(*range(8))]],
-            'query-iothreads': [[{'id': 'io0', 'thread-id': 7,
-                                  'holders': []}]]})
-        self.addCleanup(fake.close)
-        exporter = Exporter(self, path)
-        for _ in range(3):
-            exporter.scrape()
-        self.assertEqual({each.split()[0] for each in fake.commands},
-                         QUERIES)
-
     def test_values(self) -> None:
-        """Seconds, not nanoseconds; names, types and units"""
+        """Seconds, not nanoseconds; names, types and units; only queries"""
         second = 10 ** 9
         disk = {'device': '', 'qdev': '/machine/peripheral/d0/virtio-backend',
                 'node-name': '#block123', 'stats': {
@@ -178,25 +229,29 @@ class IOThreadExporter(IOThreadToolTest):
                    {'type': 'block-node', 'node-name': '#block123'},
                    {'type': 'block-export', 'id': 'e0', 'node-name': 'n0'},
                    {'type': 'cup-holder', 'id': 'c0'}]
-        with self.fake({
-                'query-name': [{'name': 'a "name"\n\\'}],
-                'query-uuid': [{'UUID': uuid}],
-                'query-stats iothread': [[self.fake_stats(
-                    second, 2 * second, 3 * second, 4 * second, 5 * second,
-                    6, 7, 8)]],
-                'query-stats vm': [[{**self.fake_stats(second // 2),
-                                     'qom-path': None}]],
-                'query-iothreads': [[
-                    {'id': 'io0', 'thread-id': 7, 'poll-max-ns': 32768,
-                     'poll-grow': 0, 'poll-shrink': 1, 'aio-max-batch': 2,
-                     'internal': False, 'holders': holders},
-                    {'id': 'io0', 'thread-id': 8, 'internal': True,
-                     'holders': []}]],
-                'query-blockstats': [[disk]]}) as path:
-            exporter = Exporter(self, path)
-            text = exporter.text()
-            found = samples(text)
-            plain = exporter.text('text/plain')
+        path = self.path('fake')
+        fake = FakeMonitor(path, {
+            'query-stats-schemas': [[{'provider': 'event-loop'}]],
+            'query-name': [{'name': 'a "name"\n\\'}],
+            'query-uuid': [{'UUID': uuid}],
+            'query-stats iothread': [[self.fake_stats(
+                second, 2 * second, 3 * second, 4 * second, 5 * second,
+                6, 7, 8)]],
+            'query-stats vm': [[{**self.fake_stats(second // 2),
+                                 'qom-path': None}]],
+            'query-iothreads': [[
+                {'id': 'io0', 'thread-id': 7, 'poll-max-ns': 32768,
+                 'poll-grow': 0, 'poll-shrink': 1, 'aio-max-batch': 2,
+                 'internal': False, 'holders': holders},
+                {'id': 'io0', 'thread-id': 8, 'internal': True,
+                 'holders': []}]],
+            'query-blockstats': [[disk]]})
+        self.addCleanup(fake.close)
+        exporter = Exporter(self, path)
+        text = exporter.text()
+        found = samples(text)
+        plain = exporter.text('text/plain')
+        self.assertEqual(set(fake.commands), QUERIES)
         who = {'vm': 'a "name"\n\\', 'uuid': uuid, 'socket': path}
         io0 = {**who, 'iothread': 'io0'}
         d0 = {**who, 'device': 'd0', 'node': ''}
@@ -359,6 +414,12 @@ class IOThreadExporter(IOThreadToolTest):
                                iothread='busy', type='block-export',
                                device='export', node='disk'), 1)
         self.assertGreater(value(found, 'qemu_main_loop_iterations_total'), 0)
+        self.assertEqual(value(found, 'qemu_iothread_holders',
+                               iothread='idle', type='qom-object'), 0)
+        vm.cmd('blockdev-add', driver='null-co', node_name='other')
+        vm.cmd('x-blockdev-set-iothread', node_name='other', iothread='idle')
+        self.assertEqual(value(exporter.scrape(), 'qemu_iothread_holder_info',
+                               iothread='idle', node='other'), 1)
 
     def test_come_and_go(self) -> None:
         """Sockets that match a pattern, files that are none, and names"""
@@ -395,19 +456,16 @@ class IOThreadExporter(IOThreadToolTest):
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(path)
             client.recv(10)
-            exporter = Exporter(self, '--timeout', '0.5', path, f'{path}2')
+            exporter = Exporter(self, '--timeout', '2', path, f'{path}2')
             self.assertEqual(self.states(exporter.scrape()),
                              {'vm': 'taken', 'vm2': 'up'})
             # Nobody waits for it any more
             start = time.monotonic()
             exporter.scrape()
-            self.assertLess(time.monotonic() - start, 0.45)
-        for _ in range(PATIENCE * 10):
+            self.assertLess(time.monotonic() - start, 1.9)
+        for _ in self.attempts('the monitor is not taken'):
             if self.states(exporter.scrape())['vm'] == 'up':
                 break
-            time.sleep(0.1)
-        else:
-            self.fail('the monitor is not taken')
         self.assertIn('another client has this monitor', exporter.close())
 
     def test_one_connection(self) -> None:
@@ -436,16 +494,15 @@ class IOThreadExporter(IOThreadToolTest):
                  '0.05', path]) as process:
             try:
                 seen = set()
-                for _ in range(PATIENCE * 100):
+                for _ in self.attempts('the file is not replaced'):
                     with contextlib.suppress(FileNotFoundError):
-                        seen.add(os.stat(file).st_ino)
-                        self.assertIn('process_open_fds', file.read_text())
+                        seen.add(os.stat(file).st_ctime_ns)
+                        self.assertIn('process_open_fds',
+                                      file.read_text('utf-8'))
                     if len(seen) > 3:
                         break
-                    time.sleep(0.01)
-                self.assertGreater(len(seen), 3)
                 self.assertIn('qemu_iothread_busy_seconds_total{',
-                              file.read_text())
+                              file.read_text('utf-8'))
                 process.terminate()
                 self.assertEqual(process.wait(PATIENCE), 0)
             finally:
@@ -503,6 +560,217 @@ class IOThreadExporter(IOThreadToolTest):
         self.assertEqual([told[path] for path in paths],
                          ['QEMU', 'qemu-storage-daemon'][:len(paths)])
         self.assertIn('it lacks', exporter.close())
+
+    def test_disk(self) -> None:
+        """A disk is called the same as a holder and in what it does"""
+        image = Path(self.scratch_file('disk.img'))
+        image.write_bytes(bytes(1 << 20))
+        path = self.launch(
+            'vm', '-accel', 'qtest', '-object', 'iothread,id=io0',
+            '-uuid', '12345678-9abc-def0-1234-56789abcdef0',
+            '-blockdev', f'file,node-name=n0,filename={image}', '-device',
+            'virtio-blk-pci,id=disk0,drive=n0,iothread=io0', '-blockdev',
+            'null-co,node-name=n1,read-zeroes=on', '-device',
+            'virtio-blk-pci,drive=n1', machine='pc')
+        self.get_vm(name='vm').cmd(
+            'human-monitor-command', command_line='qemu-io -d '
+            '/machine/peripheral/disk0/virtio-backend "aio_write 0 8k"')
+        exporter = Exporter(self, path)
+        for _ in self.attempts('nothing is written'):
+            found = exporter.scrape()
+            if value(found, 'qemu_block_stats_write_requests_total',
+                     device='disk0'):
+                break
+        for name, wanted in (('write_bytes', 8192), ('write_requests', 1),
+                             ('read_bytes', 0)):
+            self.assertEqual(value(
+                found, f'qemu_block_stats_{name}_total', device='disk0',
+                node='n0', vm='vm',
+                uuid='12345678-9abc-def0-1234-56789abcdef0'), wanted)
+        holders = {each.labels['device']: each.labels['type']
+                   for each in found['qemu_iothread_holder_info']
+                   if each.labels['iothread'] == 'io0'}
+        self.assertEqual(holders.pop('disk0'), 'qom-object')
+        others = [each.labels['device']
+                  for each in found['qemu_block_stats_read_bytes_total']]
+        self.assertEqual(len(others), 2)
+        self.assertTrue(all(others), others)
+
+    # --- Prometheus -------------------------------------------------------
+
+    def test_promtool(self) -> None:
+        """Its rules and its names are as Prometheus wants them"""
+        promtool = self.need('promtool')
+        text = Exporter(self, self.launch(
+            'vm', '-object', 'iothread,id=io0')).text('text/plain')
+        for args, given in ((['check', 'metrics'], text),
+                            (['check', 'config', 'prometheus.yml'], None),
+                            (['check', 'rules', '--lint-fatal',
+                              'qemu-iothread.yml'], None),
+                            (['test', 'rules', 'qemu-iothread-test.yml'],
+                             None)):
+            done = subprocess.run(
+                [promtool, *args], input=given, cwd=CONTRIB, text=True,
+                capture_output=True, check=False, timeout=PATIENCE)
+            self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+            if given:
+                self.assertEqual(done.stdout + done.stderr, '')
+
+    @staticmethod
+    def expressions() -> Iterator[str]:
+        """Yield those of the dashboard, for all that there is."""
+        board = json.loads((CONTRIB / 'dashboard.json').read_text(
+            encoding='utf-8'))
+        for panel in board['panels']:
+            for target in panel['targets']:
+                yield re.sub(r'\$(job|instance|vm)\b', '.*', target['expr']
+                             .replace('$__rate_interval', '5s'))
+
+    def compare(self, prometheus: Prometheus, vm: Any, name: str) -> None:
+        """Compare what Prometheus has with what query-stats tells."""
+        counters = {
+            'busy_seconds': 'busy-time', 'blocked_seconds': 'blocked-time',
+            'cpu_seconds': 'cpu-time', 'events': 'events'}
+        asked = []
+        # Prometheus scrapes each second
+        for _ in range(18):
+            start = time.time()
+            (found,) = [each for each in vm.cmd(
+                'query-stats', target='iothread',
+                providers=[{'provider': 'event-loop'}])
+                if each['qom-path'] == '/objects/busy']
+            asked.append((start, {each['name']: each['value']
+                                  for each in found['stats']}, time.time()))
+            time.sleep(0.3)
+        seconds = asked[-1][0] - asked[0][0]
+        for metric, counter in counters.items():
+            unit = 1e9 if metric.endswith('_seconds') else 1
+            series = f'qemu_iothread_{metric}_total{{vm="{name}",' \
+                'iothread="busy"}'
+            (found,) = prometheus.query(f'{series}[{seconds:.0f}s]')
+            compared = 0
+            for when, text in found['values']:
+                # It was read in the second after that time
+                least = [values[counter] for _, values, end in asked
+                         if end <= when]
+                most = [values[counter] for start, values, _ in asked
+                        if start >= when + 1]
+                if least and most:
+                    compared += 1
+                    self.assertLessEqual(least[-1] / unit - 1e-6, float(text))
+                    self.assertLessEqual(float(text), most[0] / unit + 1e-6)
+            self.assertGreaterEqual(compared, 2, (metric, found, asked))
+            rate = prometheus.number(f'rate({series}[{seconds:.0f}s])')
+            assert rate is not None
+            slope = (asked[-1][1][counter] - asked[0][1][counter]) / unit / (
+                asked[-1][0] - asked[0][0])
+            self.assertAlmostEqual(rate, slope, delta=0.5 * slope + 0.02)
+
+    @staticmethod
+    def draw(prometheus: Prometheus, path: Path, began: float) -> None:
+        """Draw what Prometheus knows, as iothread-top does."""
+        sys.path.insert(0, str(TOOL.parent))
+        # pylint: disable=import-outside-toplevel
+        from iothread_top.load import Load  # type: ignore
+        from iothread_top.svg import Recording, Strip, picture  # type: ignore
+
+        points: Dict[Any, Dict[float, Dict[str, float]]] = {}
+        recording = Recording()
+        recording.start, recording.last = began, time.time()
+        for series in prometheus.get(
+                'query_range', start=began, end=recording.last, step=1,
+                query='label_replace({__name__=~"qemu_iothread_'
+                '(busy|poll|blocked)_seconds_total"}, "time", "$1",'
+                ' "__name__", "qemu_iothread_(.*)_seconds_total")')['result']:
+            labels = series['metric']
+            key = (labels['vm'], labels['vm'], labels['iothread'], None)
+            what = labels.get('result', labels['time'])
+            for when, text in series['values']:
+                points.setdefault(key, {}).setdefault(
+                    when, {})[what] = float(text)
+        for key, found in points.items():
+            strip = recording.strips[key] = Strip(key[2])
+            for when, now in found.items():
+                was = found.get(when - 1)
+                if was:
+                    spent = {what: now[what] - was[what] for what in now}
+                    total = sum(spent.values()) / 100 or 1
+                    strip.points.append((when - 1, when, Load(*(
+                        spent[what] / total for what in
+                        ('busy', 'hit', 'miss', 'blocked')), *[None] * 4)))
+        for each in prometheus.query(
+                'last_over_time(qemu_iothread_holder_info[5m])'):
+            labels = each['metric']
+            key = (labels['vm'], labels['vm'], labels['iothread'], None)
+            if 'device' in labels:
+                recording.strips[key].holders[labels['device']] = None
+        path.write_text(picture(recording), encoding='utf-8')
+
+    def test_prometheus(self) -> None:
+        """Three QEMUs: one works on, one is killed, one hangs for a while"""
+        self.need('prometheus')
+        exporter = Exporter(self, '--timeout', '0.5', *(
+            self.one(name) for name in ('steady', 'killed', 'stopped')))
+        prometheus = Prometheus(self, exporter.port)
+        prometheus.wait('sum(qemu_up)', 3)
+        began = time.time()
+        self.compare(prometheus, self.get_vm(name='steady'), 'steady')
+        # The four times are all of the time
+        for each in prometheus.query(
+                'sum by (vm, iothread) ({__name__=~"qemu_iothread_'
+                '(busy|poll|blocked)_seconds_total"})'):
+            self.assertGreater(float(each['value'][1]), 0)
+        for each in prometheus.query(
+                'rate(qemu_iothread_busy_seconds_total[5s])'
+                ' + on (vm, iothread)'
+                ' rate(qemu_iothread_blocked_seconds_total[5s])'
+                ' + on (vm, iothread) sum by (vm, iothread)'
+                ' (rate(qemu_iothread_poll_seconds_total[5s]))'):
+            self.assertAlmostEqual(float(each['value'][1]), 1, delta=0.25)
+
+        self.get_vm(name='killed').kill()
+        pid = self.get_vm(name='stopped').get_pid()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            prometheus.wait('qemu_monitor_state{state="gone"}', 1)
+            prometheus.wait('qemu_monitor_state{state="silent"}', 1)
+            prometheus.wait('sum(qemu_up)', 1)
+            # What is not known is not told
+            prometheus.wait(
+                'count(count by (vm) (qemu_iothread_busy_seconds_total))', 1)
+            # A scrape does not wait again for who has not answered
+            time.sleep(2)
+            self.assertLess(prometheus.number(
+                'min_over_time(scrape_duration_seconds[3s])'), 0.5)
+            self.assertGreater(prometheus.number(
+                'avg_over_time(qemu_up{socket=~".*steady"}[1m])'), 0.8)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        prometheus.wait('qemu_up{socket=~".*stopped"}', 1)
+        prometheus.wait('count(rate(qemu_iothread_busy_seconds_total'
+                        '{iothread="busy"}[3s]) > 0)', 2)
+        # Scrapes have not failed
+        self.assertGreater(prometheus.number(
+            'avg_over_time(up{job="qemu-iothread"}[1m])'), 0.8)
+
+        for group in prometheus.get('rules')['groups']:
+            for rule in group['rules']:
+                self.assertEqual(rule['health'], 'ok', rule)
+        self.assertGreaterEqual(prometheus.number(
+            'count(iothread:qemu_iothread_busy_seconds:rate5m'
+            '{iothread="busy"} > 0)'), 2)
+        # Nobody is full, and there are no disks
+        empty = sum(not prometheus.query(each) for each in self.expressions())
+        self.assertLessEqual(empty, 3)
+        picture = os.environ.get('QEMU_TEST_PICTURE')
+        if picture:
+            # Something else to see
+            self.get_vm(name='steady').cmd(
+                'blockdev-add', driver='null-co', node_name='fast',
+                read_zeroes=False)
+            self.serve('steady', 'fast', 'fast')
+            time.sleep(8)
+            self.draw(prometheus, Path(picture), began)
 
 
 if __name__ == '__main__':

@@ -14,10 +14,11 @@ import random
 import signal
 import struct
 import time
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from qemu.machine.qtest import QEMUQtestMachine
 from qemu_test import QemuSystemTest
+from qemu_test.linuxguest import GuestConsole, GuestMissing, guest_args
 from qemu_test.virtioqtest import (BLK, DEPTH, FLUSH, READ, SCSI, WRITE,
                                    Unanswered, Virtio)
 
@@ -37,6 +38,20 @@ LAYOUTS: List[Json] = [
     {}, {'iothread': 'io0'}, {'iothread-vq-mapping': [
         {'iothread': 'io0'}, {'iothread': 'io1'}]}]
 EVENT = 'IOTHREAD_HOLDERS_CHANGED'
+
+# What a guest's programs do: write through both CPUs, read it back, compare.
+# The result is in a file, as the console is for other things meanwhile.
+VERIFY = (
+    'verify() { for part in 1 2; do (turn=0; while [ ! -e /tmp/end ]; do '
+    'turn=$((turn + 1)); at=$((part * 16 + turn % 16)); '
+    'head -c 65536 /dev/urandom >/tmp/w$2$part; '
+    'taskset -c $((part - 1)) dd if=/tmp/w$2$part of=$1 bs=64k seek=$at '
+    'oflag=direct conv=notrunc 2>/dev/null && '
+    'taskset -c $((2 - part)) dd if=$1 of=/tmp/r$2$part bs=64k skip=$at '
+    'count=1 iflag=direct 2>/dev/null && '
+    'cmp /tmp/w$2$part /tmp/r$2$part || break; done; '
+    'if [ -e /tmp/end ]; then echo good $turn; else echo bad 0; fi '
+    '>/tmp/result$2$part) & done; }')
 
 
 class Disk:
@@ -124,8 +139,8 @@ class Disk:
         answers = {}
         for where in self.data:
             offset = 0x80000 + where * SECTOR
-            self.device.qtest(f'memset {self.device.memory + 0x200000 + offset:#x}'
-                              f' {SECTOR} 0x55')
+            address = self.device.memory + 0x200000 + offset
+            self.device.qtest(f'memset {address:#x} {SECTOR} 0x55')
             answers[where] = self.put(where // BATCH, where, False, offset)
         for queue in range(QUEUES):
             self.device.kick(self.first + queue)
@@ -190,18 +205,20 @@ class IOThreadMove(QemuSystemTest):
             'read-zeroes': True})
 
     def plug(self, name: str, node: str, slot: int, scsi: bool,
-             options: Json) -> Disk:
+             options: Json, policy: Optional[Json] = None) -> Disk:
         """Plug a disk, and set it up."""
         if scsi:
             self.qemu.cmd('device_add', {
                 'driver': 'virtio-scsi-pci', 'id': name, 'addr': f'{slot:x}',
                 'num_queues': QUEUES, **options})
-            self.qemu.cmd('device_add', driver='scsi-hd', id=f'{name}-h',
-                          drive=node, bus=f'{name}.0')
+            self.qemu.cmd('device_add', {
+                'driver': 'scsi-hd', 'id': f'{name}-h', 'drive': node,
+                'bus': f'{name}.0', **(policy or {})})
         else:
             self.qemu.cmd('device_add', {
                 'driver': 'virtio-blk-pci', 'id': name, 'drive': node,
-                'addr': f'{slot:x}', 'num-queues': QUEUES, **options})
+                'addr': f'{slot:x}', 'num-queues': QUEUES, **options,
+                **(policy or {})})
         return Disk(self.qemu, name, slot, scsi)
 
     def unplug(self, name: str) -> None:
@@ -503,6 +520,24 @@ class IOThreadMove(QemuSystemTest):
         Virtio(vm, 8).io(READ, 0)
         self.end()
 
+    def pending_mirror(self, vm: QEMUQtestMachine) -> None:
+        """Have a job drain its source until it is finalized."""
+        vm.cmd('blockdev-mirror', {
+            'job-id': 'm', 'device': 'n', 'target': 't', 'sync': 'none',
+            'auto-finalize': False})
+        for status in 'ready', 'pending':
+            end = time.monotonic() + PATIENCE
+            while vm.cmd('query-jobs')[0]['status'] != status:
+                self.assertLess(time.monotonic(), end)
+            if status == 'ready':
+                vm.cmd('job-complete', id='m')
+
+    def finish(self, vm: QEMUQtestMachine) -> None:
+        """Wait until there is no job."""
+        end = time.monotonic() + PATIENCE
+        while vm.cmd('query-jobs'):
+            self.assertLess(time.monotonic(), end)
+
     def test_held(self) -> None:
         """A job that is about to end holds requests back"""
         for scsi in False, True:
@@ -510,15 +545,7 @@ class IOThreadMove(QemuSystemTest):
             self.file('n')
             self.null('t')
             disk = self.plug('d', 'n', 5, scsi, {'iothread': 'io0'})
-            vm.cmd('blockdev-mirror', {
-                'job-id': 'm', 'device': 'n', 'target': 't', 'sync': 'none',
-                'auto-finalize': False})
-            for status in 'ready', 'pending':
-                end = time.monotonic() + PATIENCE
-                while vm.cmd('query-jobs')[0]['status'] != status:
-                    self.assertLess(time.monotonic(), end)
-                if status == 'ready':
-                    vm.cmd('job-complete', id='m')
+            self.pending_mirror(vm)
             disk.start_writes(1)
             # These wait in the rings
             self.move('d', [{'iothread': 'io1'}, {'iothread': 'io2'}])
@@ -531,6 +558,73 @@ class IOThreadMove(QemuSystemTest):
             disk.wait()
             self.check('d', 't')
             self.end()
+
+    def test_held_in_block_layer(self) -> None:
+        """Requests that wait in the block layer for the end of a job"""
+        for scsi in False, True:
+            vm = self.launch()
+            self.null('t')
+            path = self.scratch_file('held')
+            with open(path, 'wb') as image:
+                image.truncate(1 << 20)
+            vm.cmd('blockdev-add', {
+                'driver': 'blkdebug', 'node-name': 'n',
+                'image': {'driver': 'file', 'filename': path},
+                'inject-error': [{'event': 'none', 'iotype': 'write',
+                                  'once': True}]})
+            disk = self.plug('d', 'n', 5, scsi, {'iothread': 'io0'},
+                             {'werror': 'stop'})
+            disk.start_writes(1)
+            self.assertTrue(vm.event_wait('STOP', PATIENCE))
+            self.pending_mirror(vm)
+            vm.cmd('cont')
+            self.refuse('d', [{'iothread': 'io1'}], 'held back')
+            vm.cmd('job-finalize', id='m')
+            self.finish(vm)
+            self.move('d', [{'iothread': 'io1'}])
+            disk.wait()
+            self.end()
+
+    def test_steps(self) -> None:
+        """A request of several steps ends before its disk moves"""
+        vm = self.launch()
+        vm.cmd('blockdev-add', {
+            'driver': 'null-co', 'node-name': 'n', 'size': 64 << 20,
+            'latency-ns': 20000000})
+        disk = self.plug('d', 'n', 5, True, {'iothread': 'io0'})
+        for thread in 'io1', 'io2', 'io0':
+            # WRITE SAME of 4 MiB, which is done in parts
+            answer = disk.device.put(2, struct.pack(
+                '<8sQBBB32s', LUN, 1, 0, 0, 0,
+                struct.pack('>BBQLBB', 0x93, 0, 0, 8192, 0, 0)), 108, SECTOR)
+            disk.device.write(disk.device.memory + 0x200000, b'x' * SECTOR)
+            disk.device.kick(2)
+            self.move('d', [{'iothread': thread}])
+            disk.device.wait(2)
+            self.assertEqual(disk.device.qtest(f'readw {answer + 10:#x}'), 0)
+        self.end()
+
+    def test_others_go_on(self) -> None:
+        """A slow request of one disk does not hold up the move of another"""
+        vm = self.launch()
+        vm.cmd('blockdev-add', {
+            'driver': 'null-co', 'node-name': 'slow', 'size': 1 << 20,
+            'latency-ns': 4000000000})
+        self.null('m')
+        self.null('n')
+        slow = self.plug('slow', 'slow', 5, False, {'iothread': 'io0'})
+        self.plug('d', 'm', 6, False, {'iothread': 'io0'})
+        self.plug('s', 'n', 7, True, {'iothread': 'io0'})
+        slow.device.blk(READ, 0)
+        start = time.monotonic()
+        for name in 'd', 's':
+            self.move(name, [{'iothread': 'io1'}])
+        taken = time.monotonic() - start
+        with self.assertRaises(Unanswered):
+            slow.device.wait(0, 0)
+        self.assertLess(taken, 3)
+        slow.device.wait(0)
+        self.end()
 
     def test_retry(self) -> None:
         """Requests that failed are tried again where the disk now is"""
@@ -547,16 +641,8 @@ class IOThreadMove(QemuSystemTest):
                     'inject-error': [{'event': 'none', 'iotype': 'write',
                                       'once': True}
                                      for _ in range(3)]})
-                if scsi:
-                    vm.cmd('device_add', {
-                        'driver': 'virtio-scsi-pci', 'id': 'd', 'addr': '5',
-                        'num_queues': QUEUES, 'iothread': 'io0'})
-                    vm.cmd('device_add', driver='scsi-hd', id='h', drive='n',
-                           bus='d.0', werror='stop')
-                    disk = Disk(vm, 'd', 5, True)
-                else:
-                    disk = self.plug('d', 'n', 5, False, {
-                        'iothread': 'io0', 'werror': 'stop'})
+                disk = self.plug('d', 'n', 5, scsi, {'iothread': 'io0'},
+                                 {'werror': 'stop'})
                 disk.start_writes(1)
                 self.assertTrue(vm.event_wait('STOP', PATIENCE))
                 for mapping in moves:
@@ -613,6 +699,52 @@ class IOThreadMove(QemuSystemTest):
             self.assertLess(time.monotonic(), end)
             time.sleep(0.01)
 
+    def test_guest(self) -> None:
+        """Programs of a Linux guest write and verify on disks that move"""
+        self.require_accelerator('tcg')
+        try:
+            args = guest_args(self.workdir, (
+                'virtio_blk', 'virtio_scsi', 'sd_mod'))
+        except GuestMissing as missing:
+            self.skipTest(str(missing))
+        self.vm.set_console()
+        self.vm.add_args(*args, '-smp', '2')
+        for thread in THREADS:
+            self.vm.add_args('-object', f'iothread,id={thread}')
+        for name in 'disk', 'other':
+            path = self.scratch_file(f'guest-{name}')
+            with open(path, 'wb') as image:
+                image.truncate(16 << 20)
+            self.vm.add_args('-blockdev',
+                             f'file,node-name={name},filename={path}')
+        self.vm.add_args(
+            '-device', 'virtio-blk-pci,id=d,drive=disk,serial=disk,'
+            f'iothread=io0,num-queues={QUEUES}',
+            '-device', f'virtio-scsi-pci,id=s,num_queues={QUEUES}',
+            '-device', 'scsi-hd,bus=s.0,drive=other')
+        self.vm.launch()
+        self.qemu = self.vm
+        guest = GuestConsole(self.vm.console_socket)
+        guest.wait_ready(150)
+        guest.run(VERIFY)
+        guest.run('until [ -b /dev/sda ]; do usleep 20000; done')
+        guest.run('verify /dev/$(disk disk) a; verify /dev/sda b')
+        for turn in range(max(60, MOVES // 4)):
+            for name in 'd', 's':
+                self.move(name, self.random_mapping())
+            if turn % 10 == 9:
+                self.vm.cmd('stop')
+                self.move('d', self.random_mapping())
+                self.vm.cmd('cont')
+            time.sleep(0.02)
+        guest.run('touch /tmp/end')
+        said = guest.run('until [ -e /tmp/resulta1 -a -e /tmp/resulta2 -a '
+                         '-e /tmp/resultb1 -a -e /tmp/resultb2 ]; do '
+                         'usleep 20000; done; cat /tmp/result*', 60)
+        self.log.info('%s', said.split())
+        self.assertEqual(said.split()[::2], ['good'] * 4, said)
+        self.assertGreater(min(map(int, said.split()[1::2])), 1, said)
+
     def random_mapping(self) -> Mapping:
         """Any mapping that is valid."""
         threads = random.sample(THREADS, random.randrange(len(THREADS) + 1))
@@ -630,7 +762,7 @@ class IOThreadMove(QemuSystemTest):
         disk = random.choice(disks)
         node = f'n{disk.name}'
         what = random.choice(('stop', 'throttle', 'free', 'backup', 'mirror',
-                              'end', 'hotplug', 'flush', 'snapshot',
+                              'end', 'hotplug', 'flush',
                               'reset', 'unplug', 'nothing', 'nothing'))
         device = f'{disk.name}-h' if disk.scsi else disk.name
         if what == 'stop':
@@ -675,9 +807,6 @@ class IOThreadMove(QemuSystemTest):
                 new = self.plug(disk.name, node, slot, disk.scsi, options)
                 disk.device = new.device
                 disk.writes = []
-                if disk.scsi:
-                    # the same unit number as before
-                    self.assertTrue(new.scsi)
             for other in disks:
                 other.restart()
                 other.data = {}

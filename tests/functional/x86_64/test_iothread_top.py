@@ -278,6 +278,19 @@ class IOThreadTop(IOThreadToolTest):
         terminal.send('q')
         self.assertEqual(terminal.wait(), 0)
 
+    def test_controller(self) -> None:
+        """Beside a SCSI controller is what its disks do"""
+        args = ['-object', 'iothread,id=io0', '-device',
+                'virtio-scsi-pci,id=hba,iothread=io0']
+        for i, more in enumerate((',id=hd', '')):
+            args += ['-blockdev', f'null-co,node-name=n{i}', '-device',
+                     f'scsi-hd,drive=n{i},bus=hba.0,scsi-id={i}{more}']
+        path = self.launch('vm', '-accel', 'qtest', '-S', *args, machine='pc')
+        (sample,) = self.samples('--once', '-d', '0.2', path)
+        (holder,) = [each for each in self.threads(sample['vms'][0])['io0'][
+            'holders'] if each.get('device') == 'hba']
+        self.assertEqual(holder['reads-per-second'], 0)
+
     def test_signals(self) -> None:
         """However the view ends, the terminal is as before"""
         path = self.one()
