@@ -308,6 +308,7 @@ AioContext *iothread_get_aio_context(IOThread *iothread,
 {
     assert(!iothread->stopping);
     (new Hold(iothread, holder))->take();
+    iothread_tell_holders_changed(iothread);
     return iothread->ctx;
 }
 
@@ -324,6 +325,7 @@ AioContext *iothread_get_aio_context_vqs(IOThread *iothread,
         QAPI_LIST_APPEND(tail, vqs[i]);
     }
     hold->take();
+    iothread_tell_holders_changed(iothread);
     return iothread->ctx;
 }
 
@@ -339,6 +341,7 @@ void iothread_put_aio_context(IOThread *iothread, IOThreadHolderState *holder)
         g_queue_unlink(&iothread->holds, &hold->link);
         holder->latest.set(iothread, hold->earlier);
     }
+    iothread_tell_holders_changed(iothread);
     delete hold;
 }
 

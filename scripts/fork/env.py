@@ -240,8 +240,8 @@ class Env:
                     "apt-get -q -o APT::Update::Error-Mode=any update"],
                    log, cwd=Path("/"), env=env, timeout=600, way_out=out)
         there.step(f"environment: {len(PACKAGES + ROOT_PACKAGES)} packages",
-                   [*INSTALL, *PACKAGES, *ROOT_PACKAGES], log, cwd=Path("/"), env=env,
-                   timeout=3600, append=True, way_out=out)
+                   [*INSTALL, *PACKAGES, *ROOT_PACKAGES], log, cwd=Path("/"),
+                   env=env, timeout=3600, append=True, way_out=out)
         there.logged(["apt-get", "clean"], log, cwd=Path("/"), append=True)
 
     def add(self, packages: Sequence[str], architecture: str = "") -> None:

@@ -15,6 +15,11 @@
 
 enum { PAIRS = 200000 };
 
+void iothread_tell_holders_changed(IOThread *iothread)
+{
+    /* There is no monitor */
+}
+
 static void bench_holds(gconstpointer opaque)
 {
     const size_t num_holds = GPOINTER_TO_SIZE(opaque);

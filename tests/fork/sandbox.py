@@ -64,7 +64,8 @@ CHANGES: tuple[tuple[str, str, tuple[tuple[str, str, str], ...]], ...] = (
      "Partly-Upstream: 11.0.0\nBeyond-Upstream: the waiter is kicked\n",
      (("monitor/monitor.c", "return 1;", "return kick();"),)))
 NEW = {"holds.cc": LICENCE + "#include \"qemu/cxx-begin.h\"\n"
-       "#include \"system/holds.h\"\n#include \"qemu/cxx-end.h\"\n\nint hold(int n) noexcept\n{\n"
+       "#include \"system/holds.h\"\n#include \"qemu/cxx-end.h\"\n\n"
+       "int hold(int n) noexcept\n{\n"
        "    return n;\n}\n",
        "include/system/holds.h": LICENCE + "int hold(int n);\n"}
 

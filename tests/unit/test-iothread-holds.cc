@@ -18,6 +18,11 @@
 
 using std::string;
 
+void iothread_tell_holders_changed(IOThread *iothread)
+{
+    /* There is no monitor */
+}
+
 namespace {
 
 /* An IOThread without a thread */

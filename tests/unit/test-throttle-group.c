@@ -57,11 +57,12 @@ static void coroutine_fn worker_entry(void *opaque)
 {
     Worker *w = opaque;
 
-    while (!qatomic_read(&stop_workers)) {
+    /* Once at least: its thread may begin when the test is over */
+    do {
         throttle_group_co_io_limits_intercept(w->member->tgm, 512,
                                               w->direction);
         qatomic_set(&w->count, w->count + 1);
-    }
+    } while (!qatomic_read(&stop_workers));
     qatomic_dec(&running);
     aio_wait_kick();
 }
