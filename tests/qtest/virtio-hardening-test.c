@@ -1503,7 +1503,8 @@ int main(int argc, char **argv)
              run_stock_hangs);
     add_both("dma/to-itself", test_dma_to_itself, run_stock_hangs);
     add_both("dma/to-other", test_dma_to_other, run_stock_hangs);
-    qtest_add_data_func("/virtio-hardening/dma/waits", test_dma_waits, run_test);
+    qtest_add_data_func("/virtio-hardening/dma/waits", test_dma_waits,
+                        run_test);
     add_both("dma/gpu-port", test_dma_gpu_port, run_stock_hangs);
     add("features/masked", test_masked_features);
     for (const VirtioTarget *t = virtio_targets; t->name; t++) {

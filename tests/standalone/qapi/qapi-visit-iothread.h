@@ -1,5 +1,5 @@
 /*
- * Stand-in for QEMU's qapi-visit-iothread.h where the units are built without QEMU
+ * Stand-in for QEMU's qapi-visit-iothread.h, for units built without QEMU
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */

@@ -24,4 +24,6 @@ struct IOThread {
     GQueue holds;
 };
 
+void iothread_tell_holders_changed(IOThread *iothread);
+
 #endif
