@@ -14,18 +14,19 @@ from .testcase import QemuSystemTest
 
 Json = Dict[str, Any]
 
+# How long one test may take, in seconds
+TEST_TIMEOUT = 240
+
 
 class IOThreadToolTest(QemuSystemTest):
     """Has QEMUs with load, and runs a tool as a user does."""
 
     tool: Path
-    # How long one test may take, in seconds
-    limit = 240
 
     def setUp(self) -> None:
         super().setUp()
         signal.signal(signal.SIGALRM, self._out_of_time)
-        signal.alarm(self.limit)
+        signal.alarm(TEST_TIMEOUT)
         self.count = 0
 
     def tearDown(self) -> None:
@@ -33,7 +34,7 @@ class IOThreadToolTest(QemuSystemTest):
         super().tearDown()
 
     def _out_of_time(self, _number: int, _frame: Any) -> None:
-        self.fail(f'not done after {self.limit} s')
+        self.fail(f'not done after {TEST_TIMEOUT} s')
 
     def path(self, name: str) -> str:
         """Return a path for a socket."""

@@ -22,12 +22,13 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from qemu_test import QemuSystemTest
 from qemu_test.fakemonitor import Fails, FakeMonitor, Hangs, HangsUp
-from qemu_test.iothreadtool import IOThreadToolTest
 from qemu_test.linuxguest import GuestConsole, GuestMissing, guest_args
 
 Json = Dict[str, Any]
 
 TOOL = Path(__file__).resolve().parents[3] / 'scripts/iothread-balance'
+# How long one test may take, in seconds
+TEST_TIMEOUT = 120
 COMMAND = 'set-iothread-vq-mapping'
 
 
@@ -109,11 +110,24 @@ class Simulation:
                 for disk, (_, mapping) in self.disks.items()}
 
 
-class IOThreadBalance(IOThreadToolTest):
+class IOThreadBalance(QemuSystemTest):
     """Runs the tool as a user does."""
 
-    tool = TOOL
-    limit = 120
+    def setUp(self) -> None:
+        super().setUp()
+        signal.signal(signal.SIGALRM, self._out_of_time)
+        signal.alarm(TEST_TIMEOUT)
+
+    def tearDown(self) -> None:
+        signal.alarm(0)
+        super().tearDown()
+
+    def _out_of_time(self, _number: int, _frame: Any) -> None:
+        self.fail(f'not done after {TEST_TIMEOUT} s')
+
+    def path(self, name: str) -> str:
+        """Return a path for a socket."""
+        return os.path.join(self.socket_dir().name, name)
 
     def simulate(self, name: str, failure: Optional[Exception] = None,
                  **disks: Tuple[int, Json]) -> Simulation:
@@ -124,9 +138,14 @@ class IOThreadBalance(IOThreadToolTest):
         self.addCleanup(made.monitor.close)
         return made
 
-    def run_balance(self, *args: str, code: int = 0) -> str:
+    def run_tool(self, *args: str, code: int = 0) -> str:
         """Run the tool to its end; return what it says."""
-        done = self.run_tool('-d', '0.2', *args, code=code)
+        done = subprocess.run(
+            [sys.executable, TOOL, '-d', '0.2', *args], capture_output=True,
+            text=True, stdin=subprocess.DEVNULL, check=False, timeout=60)
+        self.log.debug('%s: %s\n%s', args, done.stdout, done.stderr)
+        self.assertNotIn('Traceback', done.stderr)
+        self.assertEqual(done.returncode, code, done.stderr)
         return done.stdout + done.stderr
 
     def events(self, *args: str,
@@ -154,13 +173,13 @@ class IOThreadBalance(IOThreadToolTest):
     def test_once(self) -> None:
         """A plan only, and then the move"""
         vm = self.simulate('vm')
-        said = self.run_balance('--dry-run', self.path('vm'))
+        said = self.run_tool('--dry-run', self.path('vm'))
         self.assertIn('move disk0 (50.0 %) from io0 to io1\n', said)
         self.assertRegex(said, r'(?m)^  io0 +95\.0 +45\.0$')
         self.assertRegex(said, r'(?m)^  io1 +0\.0 +50\.0$')
         self.assertEqual(vm.tried, [])
-        (found,) = json.loads(self.run_balance('--once', '--json',
-                                               self.path('vm')))['vms']
+        (found,) = json.loads(self.run_tool('--once', '--json',
+                                            self.path('vm')))['vms']
         self.assertEqual(
             [(each['device'], each['from'], each['to'], each['done'])
              for each in found['moves']], [('disk0', 'io0', 'io1', True)])
@@ -171,7 +190,7 @@ class IOThreadBalance(IOThreadToolTest):
             [['io0', 95, 45, 45], ['io1', 0, 50, 50], ['io2', 0, 0, 0]])
         self.assertEqual(vm.places(), {'disk0': ['io1'], 'disk1': ['io0']})
         # And that is it
-        said = self.run_balance('--once', self.path('vm'))
+        said = self.run_tool('--once', self.path('vm'))
         self.assertIn('nothing to be moved: no IOThread is busier', said)
         self.assertEqual(len(vm.tried), 1)
 
@@ -192,7 +211,7 @@ class IOThreadBalance(IOThreadToolTest):
                    {'iothread': 'io1', 'vqs': [1, 2]}]
         vm = self.simulate('vm', both=(40, mapping),
                            one=(50, [{'iothread': 'io0'}]))
-        self.run_balance('--once', '--keep', 'one', self.path('vm'))
+        self.run_tool('--once', '--keep', 'one', self.path('vm'))
         self.assertEqual(vm.tried, [{
             'device': '/both', 'iothread-vq-mapping': [
                 {'iothread': 'io2', 'vqs': [0, 3]}, mapping[1]]}])
@@ -209,14 +228,14 @@ class IOThreadBalance(IOThreadToolTest):
         self.assertIn("'e' holds it", found[1]['message'])
         self.assertEqual(len(vm.tried), 2)
         vm.tried.clear()
-        said = self.run_balance('--once', self.path('vm'), code=1)
+        said = self.run_tool('--once', self.path('vm'), code=1)
         self.assertIn("QEMU says: 'e' holds it", said)
         self.assertEqual(vm.places(), {'disk0': ['io0'], 'disk1': ['io0']})
 
     def test_lacks_command(self) -> None:
         """A QEMU that counts, and cannot move devices"""
         self.simulate('vm', Fails('CommandNotFound', 'The command ...'))
-        said = self.run_balance('--once', self.path('vm'), code=1)
+        said = self.run_tool('--once', self.path('vm'), code=1)
         self.assertIn(f'it lacks the command {COMMAND}', said)
 
     def test_moved_by_others(self) -> None:
@@ -225,7 +244,7 @@ class IOThreadBalance(IOThreadToolTest):
         # pylint: disable-next=attribute-defined-outside-init
         vm.monitor.answers['qom-get'] = lambda arguments: \
             '/objects/io2' if arguments['property'] == 'iothread' else []
-        said = self.run_balance('--once', self.path('vm'), code=1)
+        said = self.run_tool('--once', self.path('vm'), code=1)
         self.assertIn('it uses io2', said)
         self.assertEqual(vm.tried, [])
 
@@ -267,7 +286,7 @@ class IOThreadBalance(IOThreadToolTest):
                 while not os.path.exists(path):
                     time.sleep(0.05)
                 for how in (['--once'], []):
-                    said = self.run_balance(*how, path, code=1)
+                    said = self.run_tool(*how, path, code=1)
                     self.assertIn('cannot tell the load', said)
             finally:
                 process.kill()
@@ -306,7 +325,7 @@ class IOThreadBalance(IOThreadToolTest):
             console.run(f'dev=/dev/$(disk {disk})')
             console.run('while dd if=/proc/self/fd/3 of=/dev/null bs=1M'
                         ' iflag=direct; do :; done 3<$dev 2>/dev/null &')
-        (found,) = json.loads(self.run_balance(
+        (found,) = json.loads(self.run_tool(
             '--once', '--json', '-d', '2', '--full', '10', '--gain', '2',
             path))['vms']
         (move,) = found['moves']
@@ -326,7 +345,7 @@ class IOThreadBalance(IOThreadToolTest):
         """Options that make no sense"""
         for args in (['--full', '0'], ['--gain', '101'], ['--moves', '0'],
                      ['--once', '--dry-run'], ['--delay', 'x'], []):
-            self.run_balance(*args, *(['x'] if args else []), code=2)
+            self.run_tool(*args, *(['x'] if args else []), code=2)
 
 
 if __name__ == '__main__':
