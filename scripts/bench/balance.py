@@ -14,10 +14,11 @@ from typing import Callable
 from .qemu import TIMEOUT, Missing
 from .virtqueue import CAPACITY, CPUS, SIZE, SLOT, Disk, machine
 
-DEPTH = 256
+DEPTH = SIZE  # what is in the queue lasts longer than the driver sleeps
+COPIES = 31
 SECONDS = 1.5
-# Each answer is made of nine copies, which are compared: so a thread has
-# work to do, and no other does it.
+# Each answer is made of copies, which are compared: so a thread has work to do,
+# and no other does it.
 COPY = {"driver": "null-co", "size": CAPACITY, "read-zeroes": True}
 
 
@@ -37,7 +38,7 @@ def two_disks() -> list[str]:
         name = f"d{number}"
         args += ["-blockdev", json.dumps({
             "driver": "quorum", "node-name": name, "vote-threshold": 2,
-            "children": [COPY] * 9}), "-device", json.dumps({
+            "children": [COPY] * COPIES}), "-device", json.dumps({
                 "driver": "virtio-blk-pci", "id": name, "drive": name,
                 "num-queues": 1, "queue-size": SIZE, "iothread": "io0",
                 "addr": str(SLOT + number)})]
@@ -63,10 +64,10 @@ def rate(disks: list[Disk], going: Callable[[], bool]) -> float:
                 end = time.monotonic() + 10
         if time.monotonic() > end:
             raise RuntimeError("QEMU did not complete its requests")
-        time.sleep(0.0002)
+        time.sleep(0.001)
     took = time.perf_counter() - start
     while any(left(disk) for disk in disks):
-        time.sleep(0.0002)
+        time.sleep(0.001)
         if time.monotonic() > end:
             raise RuntimeError("QEMU did not complete its requests")
     return done / took
