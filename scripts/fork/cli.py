@@ -49,7 +49,8 @@ def parser() -> argparse.ArgumentParser:
     test = add("test", "run the tests; the last line counts them")
     test.add_argument("names", nargs="*", metavar="NAME",
                       help="a suite, or suite/test; suites: "
-                      + " ".join(tests.SUITES))
+                      + " ".join(tests.SUITES) + "; without a name all but "
+                      + " ".join(tests.LONG))
     test.add_argument("--upstream", action="store_true",
                       help="QEMU's own tests instead, on stock and on the "
                       "patched QEMU: what differs; NAME is a part of a name")

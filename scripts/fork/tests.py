@@ -332,17 +332,22 @@ def iotest(session: Session, file: Path) -> list[Result]:
 
 def suite_model(session: Session) -> list[Result]:
     """The random model, for both programs."""
-    session.build("patched", "asan")
-    return together([
-        partial(model, session, tree, steps, name)
-        for tree, steps in (("patched", 5000), ("asan", 2000))
-        for name in PROGRAMS if session.only in ("", Path(name).name)])
+    session.build("patched")
+    return together(models(session, "patched", 5000))
 
 
 def suite_asan(session: Session) -> list[Result]:
+    """Qtests and the model with the sanitizers."""
     session.build("asan", "stock")
-    return together([partial(asan_qtest, session, name)
-                     for name in ASAN_QTESTS if session.only in ("", name)])
+    return together([*(partial(asan_qtest, session, name)
+                       for name in ASAN_QTESTS if session.only in ("", name)),
+                     *models(session, "asan", 2000)])
+
+
+def models(session: Session, tree: str, steps: int
+           ) -> list[Callable[[], list[Result]]]:
+    return [partial(model, session, tree, steps, name)
+            for name in PROGRAMS if session.only in ("", Path(name).name)]
 
 
 def asan_qtest(session: Session, name: str) -> list[Result]:
@@ -401,13 +406,15 @@ SUITES: dict[str, Callable[[Session], list[Result]]] = {
     "fork": suite_fork, "units": suite_units, "check": suite_check,
     "unit": suite_unit, "qtest": suite_qtest,
     "iotest": suite_iotest, "functional": suite_functional,
-    "asan": suite_asan, "model": suite_model}
+    "model": suite_model, "asan": suite_asan}
+# Only when it is asked for: it builds QEMU once more.
+LONG = ("asan",)
 
 # --- All of it ------------------------------------------------------------
 
 def run(builder: Builder, names: list[str]) -> int:
     wanted = []
-    for name in names or SUITES:
+    for name in names or [name for name in SUITES if name not in LONG]:
         suite, _, only = name.partition("/")
         if suite not in SUITES:
             raise Fail(f"there is no test suite {suite}; the suites are "
