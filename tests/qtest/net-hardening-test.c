@@ -1,6 +1,6 @@
 /*
  * Peers of net filters and of colo-compare that send what none should, or
- * leave at once; and filters that are refused
+ * leave at once; filters that are refused, and a NIC that is unplugged
  *
  * Tests whose name ends in -stock show how the binary that
  * QTEST_QEMU_STOCK_BINARY names fails; they are skipped where it is not set.
@@ -138,6 +138,24 @@ static void test_filter_refused(const char *binary)
     qtest_quit(s);
 }
 
+/* A NIC that is gone is not reset */
+static void test_eepro100_unplug(const char *binary)
+{
+    QTestState *s = qtest_init_ext(binary, "-machine pc -nodefaults", NULL,
+                                   true);
+
+    for (int i = 0; i < 3; i++) {
+        qtest_qmp_device_add(s, "i82559c", "nic", "{}");
+        qtest_qmp_device_del_send(s, "nic");
+        /* It completes the unplug */
+        qtest_system_reset_nowait(s);
+        qtest_qmp_eventwait(s, "DEVICE_DELETED");
+        qtest_qmp_eventwait(s, "RESET");
+        qtest_system_reset(s);
+    }
+    qtest_quit(s);
+}
+
 static void add(const char *name, StockTest *test)
 {
     g_autofree char *path = g_strdup_printf("/net-hardening/%s", name);
@@ -156,6 +174,7 @@ int main(int argc, char **argv)
     add("colo/short", test_short);
     add("colo/churn", test_churn);
     add("filter/refused", test_filter_refused);
+    add("eepro100/unplug", test_eepro100_unplug);
     ret = g_test_run();
 
     rmdir(dir);
