@@ -5,10 +5,12 @@
  */
 
 #include "qemu/osdep.h"
+#include "block/aio-wait.h"
 #include "block/block_int.h"
 #include "block/move.h"
 #include "qapi/error.h"
 #include "qemu/main-loop.h"
+#include "qemu/timer.h"
 
 struct BlkMove {
     AioContext *ctx;
@@ -17,6 +19,8 @@ struct BlkMove {
     GPtrArray *unqueued;
     /* nodes, with a reference to each */
     GPtrArray *drained;
+    /* between blk_move_begin() and blk_move_end() */
+    bool begun;
 };
 
 static void unref_node(gpointer bs)
@@ -136,30 +140,28 @@ static GPtrArray *find_undrained(BlkMove *move)
     return nodes;
 }
 
-/* A drain may let something run that changes the graph: until none does */
-static void drain_what_moves(BlkMove *move)
+/* Begin the drained sections of nodes that lack them.  Are there any? */
+static bool quiesce_what_moves(BlkMove *move)
 {
-    for (;;) {
-        g_autoptr(GPtrArray) nodes = find_undrained(move);
+    g_autoptr(GPtrArray) nodes = find_undrained(move);
 
-        if (nodes->len == 0) {
-            break;
-        }
-        for (guint i = 0; i < nodes->len; i++) {
-            BlockDriverState *bs = g_ptr_array_index(nodes, i);
+    for (guint i = 0; i < nodes->len; i++) {
+        BlockDriverState *bs = g_ptr_array_index(nodes, i);
 
-            bdrv_ref(bs);
-            g_ptr_array_add(move->drained, bs);
-            bdrv_drained_begin(bs);
-        }
+        bdrv_ref(bs);
+        g_ptr_array_add(move->drained, bs);
+        bdrv_do_drained_begin_quiesce(bs, NULL);
     }
+    return nodes->len > 0;
 }
 
-void blk_move_drain(BlkMove *move)
+void blk_move_begin(BlkMove *move, bool finish_steps)
 {
     GLOBAL_STATE_CODE();
 
-    for (guint i = 0; i < move->blks->len; i++) {
+    assert(!move->begun);
+    move->begun = true;
+    for (guint i = 0; finish_steps && i < move->blks->len; i++) {
         BlockBackend *blk = g_ptr_array_index(move->blks, i);
 
         /*
@@ -172,11 +174,57 @@ void blk_move_drain(BlkMove *move)
             g_ptr_array_add(move->unqueued, blk);
         }
     }
-    drain_what_moves(move);
+    quiesce_what_moves(move);
+}
+
+bool blk_move_is_busy(BlkMove *move)
+{
+    GLOBAL_STATE_CODE();
+    GRAPH_RDLOCK_GUARD_MAINLOOP();
+
+    if (!move->begun) {
+        return false;
+    }
+    for (guint i = 0; i < move->drained->len; i++) {
+        if (bdrv_drain_poll(g_ptr_array_index(move->drained, i), NULL, false)) {
+            return true;
+        }
+    }
     for (guint i = 0; i < move->blks->len; i++) {
         /* Those without a medium too */
-        blk_drain(g_ptr_array_index(move->blks, i));
+        if (blk_has_requests_in_flight(g_ptr_array_index(move->blks, i))) {
+            return true;
+        }
     }
+    return false;
+}
+
+static void end_wait(void *opaque)
+{
+    /* The wait looks at the clock */
+}
+
+bool blk_move_wait(BlkMove *move, int64_t ns)
+{
+    int64_t end = qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + ns;
+    QEMUTimer timer;
+
+    GLOBAL_STATE_CODE();
+
+    aio_timer_init(qemu_get_aio_context(), &timer, QEMU_CLOCK_REALTIME,
+                   SCALE_NS, end_wait, NULL);
+    if (ns) {
+        timer_mod(&timer, end);
+    }
+    /* A wait may let something run that changes the graph: until none does */
+    do {
+        AIO_WAIT_WHILE_UNLOCKED(
+            NULL, blk_move_is_busy(move) &&
+                  qemu_clock_get_ns(QEMU_CLOCK_REALTIME) < end);
+    } while (!blk_move_is_busy(move) && move->begun &&
+             quiesce_what_moves(move));
+    timer_del(&timer);
+    return move->begun && !blk_move_is_busy(move);
 }
 
 bool blk_move_commit(BlkMove *move, Error **errp)
@@ -196,8 +244,6 @@ bool blk_move_commit(BlkMove *move, Error **errp)
     if (!move->ctx) {
         return true;
     }
-    drain_what_moves(move);
-
     bdrv_graph_rdlock_main_loop();
     ret = try_change(move, visited, false, errp);
     bdrv_graph_rdunlock_main_loop();
@@ -212,13 +258,27 @@ bool blk_move_commit(BlkMove *move, Error **errp)
     return ret;
 }
 
-void blk_move_free(BlkMove *move)
+bool blk_move_is_same(const BlkMove *a, const BlkMove *b)
+{
+    if (a->ctx != b->ctx || a->blks->len != b->blks->len) {
+        return false;
+    }
+    for (guint i = 0; i < a->blks->len; i++) {
+        if (g_ptr_array_index(a->blks, i) != g_ptr_array_index(b->blks, i)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+void blk_move_end(BlkMove *move)
 {
     GLOBAL_STATE_CODE();
 
-    if (!move) {
+    if (!move->begun) {
         return;
     }
+    move->begun = false;
     for (guint i = 0; i < move->unqueued->len; i++) {
         blk_set_disable_request_queuing(g_ptr_array_index(move->unqueued, i),
                                         false);
@@ -226,6 +286,16 @@ void blk_move_free(BlkMove *move)
     for (guint i = 0; i < move->drained->len; i++) {
         bdrv_drained_end(g_ptr_array_index(move->drained, i));
     }
+}
+
+void blk_move_free(BlkMove *move)
+{
+    GLOBAL_STATE_CODE();
+
+    if (!move) {
+        return;
+    }
+    blk_move_end(move);
     g_ptr_array_unref(move->drained);
     g_ptr_array_unref(move->unqueued);
     g_ptr_array_unref(move->blks);

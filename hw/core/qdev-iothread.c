@@ -13,11 +13,8 @@ IOThreadHolderState *qdev_new_iothread_holder(DeviceState *dev)
     const char *id = NULL;
 
     for (Object *obj = OBJECT(dev); obj && !id; obj = obj->parent) {
-        DeviceState *around = (DeviceState *)object_dynamic_cast(obj,
-                                                                 TYPE_DEVICE);
-
-        if (around) {
-            id = around->id;
+        if (object_dynamic_cast(obj, TYPE_DEVICE)) {
+            id = DEVICE(obj)->id;
         }
     }
     return iothread_holder_new_qom_object(OBJECT(dev), id);

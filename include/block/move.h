@@ -44,6 +44,14 @@ bdrv_try_change_aio_contexts_locked(BlockDriverState **bs, size_t num_bs,
 bool blk_has_queued_requests(BlockBackend *blk);
 
 /**
+ * blk_has_requests_in_flight:
+ *
+ * Returns: whether @blk has requests that have not ended.  Those that wait for
+ * the end of a drained section do not count.
+ */
+bool blk_has_requests_in_flight(BlockBackend *blk);
+
+/**
  * blk_set_user:
  * @user: what messages call the user of @blk, where it is no device; copied
  */
@@ -76,29 +84,68 @@ void blk_move_add(BlkMove *move, BlockBackend *blk);
 bool GRAPH_UNLOCKED blk_move_check(BlkMove *move, Error **errp);
 
 /**
- * blk_move_drain:
+ * blk_move_begin:
+ * @finish_steps: the device sends no requests any more, and those that consist
+ *     of several steps come to their end.  Otherwise requests are held, as in
+ *     other drained sections, also those in the middle.
  *
- * Drain the nodes that move, and no others, until blk_move_free().  The device
- * sends no requests any more.  Requests that consist of several steps are not
- * held in the middle but come to their end.
+ * Begin drained sections of the nodes that move, and of no others, until
+ * blk_move_end().  Does not wait: requests may be in flight.  At most once for
+ * each move.
  */
-void GRAPH_UNLOCKED blk_move_drain(BlkMove *move);
+void GRAPH_UNLOCKED blk_move_begin(BlkMove *move, bool finish_steps);
+
+/**
+ * blk_move_is_busy:
+ *
+ * Returns: whether requests are in flight for what is drained.  It does not
+ * look for nodes that have come since.
+ */
+bool GRAPH_UNLOCKED blk_move_is_busy(BlkMove *move);
+
+/**
+ * blk_move_wait:
+ * @ns: how long to wait, in nanoseconds
+ *
+ * Wait until no requests are in flight.  Nodes that have come are drained too.
+ * It runs the event loop, and whatever is due in it, as drained sections do.
+ *
+ * Returns: true if no requests are in flight, and false if some still are or
+ * somebody has called blk_move_end() meanwhile.
+ */
+bool GRAPH_UNLOCKED blk_move_wait(BlkMove *move, int64_t ns);
+
+/**
+ * blk_move_is_same:
+ *
+ * Returns: whether @a and @b move the same BlockBackends to the same place.
+ */
+bool blk_move_is_same(const BlkMove *a, const BlkMove *b);
 
 /**
  * blk_move_commit:
  *
- * Move all BlockBackends with their nodes, or none.  They are drained.  It
- * fails where the drained section of somebody else holds back requests, as
- * these would go on where they came from.
+ * Move all BlockBackends with their nodes, or none.  blk_move_wait() has
+ * returned true, and nothing has run since.  It fails where the drained
+ * section of somebody else holds back requests, as these would go on where
+ * they came from.
  *
  * Returns: true on success.  Otherwise false, and sets @errp.
  */
 bool GRAPH_UNLOCKED blk_move_commit(BlkMove *move, Error **errp);
 
 /**
+ * blk_move_end:
+ *
+ * End the drained sections, if they have begun.  Does not wait, and may be
+ * called wherever drained sections may end, such as while others wait.
+ */
+void GRAPH_UNLOCKED blk_move_end(BlkMove *move);
+
+/**
  * blk_move_free:
  *
- * End the drained sections, and free @move, which may be NULL.
+ * Implies blk_move_end().  @move may be NULL.
  */
 void GRAPH_UNLOCKED blk_move_free(BlkMove *move);
 

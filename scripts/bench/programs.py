@@ -41,7 +41,7 @@ def holds(build: Path, count: int | None, walk: bool = False) -> float:
     name = "" if count is None else f"/{count}"
     said = output(build / "tests/bench/benchmark-iothread-holds",
                   ["-p", f"/iothread-holds/bench{name}"])
-    found = numbers(r"([\d.]+) ms to walk$" if walk else
+    found = numbers(r"([\d.]+) ms to tell$" if walk else
                     r"holds: (\d+) ns for a get and a put", said)
     return max(found) / min(found) if count is None else \
         found[0] * (1000 if walk else 1)

@@ -15,11 +15,11 @@ from .origin import column, origin, trailers
 from .series import (COVER, Outcome, Series, commits, from_commit, tip)
 
 # All that is tracked here belongs to QEMU: a change has to name it.
-IN_TREE = re.compile(r"[^/]+\.(cc|c|h)$|(block|hw|monitor|net|qapi|include|"
+IN_TREE = re.compile(r"[^/]+\.(cc|hh|c|h)$|(block|hw|monitor|net|qapi|include|"
                      r"stats|stubs|util|tests/unit|tests/qtest|"
                      r"tests/functional|tests/bench|tests/qemu-iotests|"
                      r"docs/devel|docs/tools)/|scripts/iothread")
-CODE = re.compile(r"\.(c|h|cc|py)$")
+CODE = re.compile(r"\.(c|h|cc|hh|py)$")
 NO_SPDX = re.compile(r"\.(out|txt|bin|gitignore)$|/?LICENSE$")
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/|\"(?:\\.|[^\"\\\n])*\"|"
                      r"'(?:\\.|[^'\\\n])'", re.S)
@@ -29,7 +29,8 @@ CXX_BLOCK = re.compile(r'#include "qemu/cxx-begin\.h".*?'
                        r'#include "qemu/cxx-end\.h"', re.S)
 CXX_INCLUDES = re.compile(r'#include "([^"]+)"')
 # Python is not counted: it is what QEMU's tests and tools are written in
-COUNTED = (".c", ".cc", ".h")
+CXX = (".cc", ".hh")
+COUNTED = (*CXX, ".c", ".h")
 SUBJECT = re.compile(r"[^\s:][^:]*: \S.*[^.]")
 
 
@@ -175,13 +176,14 @@ def cxx(repo: Repo, series: Series) -> Item:
     item = Item("c++")
     new = {path for change in series.changes for path in change.paths}
     for path in sorted({p for p in {*tracked(repo), *new}
-                        if p.endswith(".cc")}):
+                        if p.endswith(CXX)}):
         body = text(repo.root / path)
         if not CXX_BLOCK.search(body):
             item.errors.append(f"{path}: does not include qemu/cxx-begin.h")
         for match in CXX_INCLUDES.finditer(CXX_BLOCK.sub("", body)):
-            item.errors.append(f"{path}: includes {match[1]} outside of "
-                               "qemu/cxx-begin.h and qemu/cxx-end.h")
+            if not match[1].endswith(CXX):
+                item.errors.append(f"{path}: includes {match[1]} outside of "
+                                   "qemu/cxx-begin.h and qemu/cxx-end.h")
         code = COMMENT.sub(lambda m: "\n" * m[0].count("\n"), body)
         for number, line in enumerate(code.split("\n"), 1):
             if match := CXX_WORDS.search(line):
@@ -191,17 +193,19 @@ def cxx(repo: Repo, series: Series) -> Item:
 
 
 def share(repo: Repo, series: Series) -> str:
-    """How much of the new C and C++ files is C++, in lines."""
-    lines = {False: [0, 0], True: [0, 0]}  # of tests?: all, C++
+    """Files and lines that are new, by language."""
+    counts = {f"{what}, {language}": [0, 0] for what in ("product", "tests")
+              for language in ("C++", "C headers", "C")}
     for path in {path for change in series.changes for path in change.paths}:
-        if path.endswith(COUNTED):
-            count = text(repo.root / path).count("\n")
-            of = lines[path.startswith("tests/")]
-            of[0] += count
-            of[1] += count if path.endswith(".cc") else 0
-    return ", ".join(
-        f"{part} of {whole} lines of new {'tests' if tests else 'units'}"
-        for tests, (whole, part) in lines.items())
+        file = repo.root / path
+        if file.suffix in COUNTED:
+            what = "tests" if path.startswith("tests/") else "product"
+            language = "C++" if file.suffix in CXX else \
+                "C headers" if file.suffix == ".h" else "C"
+            counts[f"{what}, {language}"][0] += 1
+            counts[f"{what}, {language}"][1] += text(file).count("\n")
+    return "; ".join(f"{name}: {files} files, {lines} lines"
+                     for name, (files, lines) in counts.items())
 
 
 def hosts(repo: Repo) -> Item:
@@ -312,7 +316,7 @@ def checkpatch(builder: Builder, git: Git, outcomes: list[Outcome]) -> Item:
 
 def formatting(builder: Builder) -> Item:
     item = Item("clang-format")
-    units = [p for p in tracked(builder.repo) if p.endswith(".cc")]
+    units = [p for p in tracked(builder.repo) if p.endswith(CXX)]
     if units:
         done = builder.env.capture(["clang-format", "--dry-run", *units],
                                    timeout=120)

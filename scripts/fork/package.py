@@ -286,8 +286,6 @@ def trim(debian: Path, tests: bool = False) -> None:
                     "b/qemu)")
         path.write_text(edit(text, r"\$\{NINJA\} -C b/qemu install",
                              "${MESON} install -C b/qemu --no-rebuild"))
-    path = debian / "qemu-system-common.install"
-    path.write_text(edit(path.read_text(), r"(?m)^.*-s390x-.*\n", ""))
 
 
 def edit(text: str, old: str, new: str) -> str:

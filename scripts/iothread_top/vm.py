@@ -21,6 +21,7 @@ class Vm(Monitor):
 
     def __init__(self, address: str, timeout: float) -> None:
         super().__init__(address, timeout)
+        self.timeout = timeout
         self.threads: List[Thread] = []
         # Between the two last samples, in seconds
         self.interval: Optional[float] = None
@@ -72,9 +73,12 @@ class Vm(Monitor):
             if source not in names or target in names:
                 raise NotMoved('it uses ' + (', '.join(filter(None, names))
                                              or 'the main loop'))
-            await qmp.execute(MOVE, {'device': device, MAPPING: [
-                {**each, 'iothread': target} if each['iothread'] == source
-                else each for each in mapping]})
+            # Have QEMU give up before the tool does, to know what has happened
+            await qmp.execute(MOVE, {
+                'device': device, 'timeout': int(self.timeout * 500),
+                MAPPING: [
+                    {**each, 'iothread': target} if each['iothread'] == source
+                    else each for each in mapping]})
         except ExecuteError as error:
             if error.error.error.class_ == 'CommandNotFound':
                 raise NotMoved('this QEMU cannot move devices: it lacks the'

@@ -219,8 +219,19 @@ class Check(Sandbox):
         put(self.root, {"holds.cc": "\n" * 3,
                         "include/system/holds.h": "\n" * 5})
         self.assertEqual(check.share(self.repo, Series.load(self.repo)),
-                         "3 of 8 lines of new units, "
-                         "0 of 0 lines of new tests")
+                         "product, C++: 1 files, 3 lines; "
+                         "product, C headers: 1 files, 5 lines; "
+                         "product, C: 0 files, 0 lines; "
+                         "tests, C++: 0 files, 0 lines; "
+                         "tests, C headers: 0 files, 0 lines; "
+                         "tests, C: 0 files, 0 lines")
+
+    def test_cxx_headers(self) -> None:
+        """They are C++, and are included as such."""
+        put(self.root, {"model.hh": "#include \"qemu/cxx-begin.h\"\n"
+                        "#include \"qemu/cxx-end.h\"\n",
+                        "holds.cc": self.text() + "#include \"model.hh\"\n"})
+        self.assertNotIn("c++", self.static())
 
     def test_style(self) -> None:
         for line, why in (("x" * 81, "longer than 80"),

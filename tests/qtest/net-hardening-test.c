@@ -150,8 +150,7 @@ static void test_eepro100_unplug(const char *binary)
         /* It completes the unplug */
         qtest_system_reset_nowait(s);
         qtest_qmp_eventwait(s, "DEVICE_DELETED");
-        qtest_qmp_eventwait(s, "RESET");
-        qtest_system_reset(s);
+        qtest_system_reset_nowait(s);
     }
     qtest_quit(s);
 }

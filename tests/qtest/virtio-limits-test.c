@@ -274,6 +274,49 @@ static void test_crypto(const char *binary)
     finish(d);
 }
 
+/* Requests of a session that there is not, which wait for a limit */
+static void test_crypto_throttled(const char *binary)
+{
+    enum { REQUESTS = 4 };
+    Dev *d = dev_new(binary,
+                     "-object cryptodev-backend-builtin,id=c,throttle-ops=20 "
+                     "-device virtio-crypto-pci,addr=4,cryptodev=c");
+    struct virtio_crypto_op_data_req req = {
+        .header.opcode = cpu_to_le32(VIRTIO_CRYPTO_CIPHER_ENCRYPT),
+        .header.session_id = cpu_to_le64(1),
+        .u.sym_req.op_type = cpu_to_le32(VIRTIO_CRYPTO_SYM_OP_CIPHER),
+        .u.sym_req.u.cipher.para.src_data_len = cpu_to_le32(16),
+        .u.sym_req.u.cipher.para.dst_data_len = cpu_to_le32(16),
+    };
+    Buffer b[] = {
+        { BUFFERS, sizeof(req) + 16, 0 },
+        { BUFFERS + PAGE, 16 + 1, VRING_DESC_F_WRITE },
+    };
+
+    for (int reset = 0; reset < 2; reset++) {
+        start(d, INDIRECT, 1);
+        qtest_memwrite(d->s, BUFFERS, &req, sizeof(req));
+        for (int i = 0; i < REQUESTS; i++) {
+            write_chain(d, 0, 2 * i, b, 2);
+            make_available(d, 0, 2 * i);
+        }
+        kick(d, 0);
+        while (used_idx(d, 0) == 0) {
+            g_usleep(1000);
+        }
+        if (reset) {
+            /* Their memory is the driver's again */
+            write8(d, COMMON(device_status), 0);
+            qtest_memset(d->s, BUFFERS + PAGE, 0xee, 17);
+            g_usleep(REQUESTS * G_USEC_PER_SEC / 20);
+            g_assert_cmphex(qtest_readb(d->s, BUFFERS + PAGE + 16), ==, 0xee);
+        } else {
+            wait_used(d, 0, REQUESTS);
+        }
+    }
+    finish(d);
+}
+
 static void test_rng(const char *binary)
 {
     Dev *d = dev_new(binary, "-device virtio-rng-pci,addr=4,disable-legacy=on");
@@ -517,6 +560,45 @@ static void test_reset_snd(const char *binary)
         qtest_clock_step(d->s, 10 * 1000 * 1000);
     }
     wait_answered(d, SND_RX, 1);
+    finish(d);
+}
+
+/* Nothing is recorded into memory of a driver that was there before */
+static void test_reset_snd_recording(const char *binary)
+{
+    enum { SIZE = 2048 + 8 };
+    Dev *d = snd_new(binary, "none");
+    uint8_t want[SIZE], data[SIZE];
+    Buffer b[] = {
+        { BUFFERS + 2 * PAGE, 4, 0 },
+        { 16 * MiB, SIZE, VRING_DESC_F_WRITE },
+    };
+
+    memset(want, 0xee, sizeof(want));
+    for (int queue_only = 0; queue_only < 2; queue_only++) {
+        snd_start(d, 1);
+        qtest_writel(d->s, BUFFERS + 2 * PAGE, 1);
+        for (int i = 0; i < 8; i++) {
+            send_message(d, SND_RX, b, 2);
+        }
+        if (queue_only) {
+            reset_queue(d, SND_RX);
+        } else {
+            write8(d, COMMON(device_status), 0);
+        }
+        qtest_memwrite(d->s, 16 * MiB, want, sizeof(want));
+        if (queue_only) {
+            setup_queue(d, SND_RX, 32);
+        } else {
+            start(d, INDIRECT | RING_RESET, 4);
+            snd_start(d, 1);
+        }
+        for (int i = 0; i < 20; i++) {
+            qtest_clock_step(d->s, 10 * 1000 * 1000);
+        }
+        qtest_memread(d->s, 16 * MiB, data, sizeof(data));
+        g_assert_cmpmem(data, sizeof(data), want, sizeof(want));
+    }
     finish(d);
 }
 
@@ -873,6 +955,7 @@ int main(int argc, char **argv)
     }
     if (qtest_has_device("virtio-crypto-pci")) {
         add("large/crypto-key", test_crypto);
+        add("crypto/throttled", test_crypto_throttled);
     }
     if (qtest_has_device("virtio-rng-pci")) {
         add("large/rng", test_rng);
@@ -902,6 +985,7 @@ int main(int argc, char **argv)
     }
     if (qtest_has_device("virtio-sound-pci")) {
         add("reset/snd", test_reset_snd);
+        add("reset/snd-recording", test_reset_snd_recording);
     }
     if (qtest_has_machine("microvm")) {
         add("mmio/ready", test_mmio_ready);

@@ -56,6 +56,12 @@ struct IOThreadVqDeviceClass {
     /* Put them into the event loops where they have to be, unless drained */
     void (*attach)(VirtIODevice *vdev);
 
+    /*
+     * Whether a request runs that the block layer does not know of, as it
+     * waits for memory.  The virtqueues are detached.  May be NULL.
+     */
+    bool (*is_busy)(VirtIODevice *vdev);
+
     /* There is a new table, and no request runs.  May be NULL. */
     void (*moved)(VirtIODevice *vdev);
 };
@@ -80,22 +86,40 @@ bool iothread_vqs_init(VirtIODevice *vdev, const IOThreadVqs *vqs,
  */
 void iothread_vqs_cleanup(const IOThreadVqs *vqs);
 
+/* The default of the QMP command's timeout */
+#define IOTHREAD_VQS_MOVE_TIMEOUT_MS 5000
+
+/* Called once, in the main thread.  @err is NULL on success; it is given. */
+typedef void IOThreadVqsMoved(void *opaque, Error *err);
+
 /**
  * iothread_vqs_move:
- * @vdev: a realized device of type TYPE_IOTHREAD_VQ_DEVICE
- * @mapping: the new value of the property "iothread-vq-mapping"
+ * @device: the ID or QOM path of a device of type TYPE_IOTHREAD_VQ_DEVICE, or
+ *     of its transport
+ * @mapping: the new value of the property "iothread-vq-mapping"; copied
+ * @timeout_ms: how long to wait for requests in flight, in milliseconds
+ * @block: whether the main loop waits; otherwise it does so for 5 ms only
+ * @cb: called at the end, perhaps before this function returns
  *
- * Move the virtqueues and the nodes of @vdev, while the guest uses them.  No
- * other device waits, but for those that share nodes with @vdev.  The
+ * Move the virtqueues and the nodes of @device, while the guest uses them.  No
+ * other device waits, but for those that share nodes with @device.  The
  * property "iothread" is empty afterwards.
  *
- * It takes as long as the requests take that are in flight.  In the main
- * thread only.
- *
- * Returns: true on success.  Otherwise false, and sets @errp; everything is
- * as it was.
+ * The device takes no requests until the move has ended.  On failure all is as
+ * it was.  In the main thread only, and not in a coroutine.
  */
-bool iothread_vqs_move(VirtIODevice *vdev,
-                       IOThreadVirtQueueMappingList *mapping, Error **errp);
+void iothread_vqs_move(const char *device,
+                       IOThreadVirtQueueMappingList *mapping,
+                       uint32_t timeout_ms, bool block,
+                       IOThreadVqsMoved *cb, void *opaque);
+
+/**
+ * iothread_vqs_interrupt_move:
+ *
+ * @vdev is about to start or to stop ioeventfd.  If it waits in a move, attach
+ * its virtqueues, and end the drained sections.  The move begins anew later.
+ * To be called with the BQL held.
+ */
+void iothread_vqs_interrupt_move(VirtIODevice *vdev);
 
 #endif /* HW_VIRTIO_IOTHREAD_VQ_MOVE_H */

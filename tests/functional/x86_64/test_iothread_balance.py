@@ -211,9 +211,10 @@ class IOThreadBalance(QemuSystemTest):
                    {'iothread': 'io1', 'vqs': [1, 2]}]
         vm = self.simulate('vm', both=(40, mapping),
                            one=(50, [{'iothread': 'io0'}]))
-        self.run_tool('--once', '--keep', 'one', self.path('vm'))
+        self.run_tool('--once', '--keep', 'one', '--timeout', '9',
+                      self.path('vm'))
         self.assertEqual(vm.tried, [{
-            'device': '/both', 'iothread-vq-mapping': [
+            'device': '/both', 'timeout': 4500, 'iothread-vq-mapping': [
                 {'iothread': 'io2', 'vqs': [0, 3]}, mapping[1]]}])
 
     def test_refused(self) -> None:

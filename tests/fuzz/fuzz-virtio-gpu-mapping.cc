@@ -7,22 +7,23 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
-#include "qemu/osdep.h"
-#include "../unit/virtio-gpu-mapping-model.h"
+#include "qemu/cxx-begin.h"
+#include "../../hw/display/virtio-gpu-mapping.h"
+#include "qemu/cxx-end.h"
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+#include "../unit/virtio-gpu-mapping-model.hh"
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    Model m = { 0 };
-
-    if (!size || size > MODEL_MAX_EVENTS) {
+    if (!size || size > Model::MAX_EVENTS) {
         return -1; /* not to be kept in the corpus */
     }
-    m.blobs = 1 + data[0] % MODEL_MAX_BLOBS;
+
+    Model model(1 + data[0] % Model::MAX_BLOBS);
+
     for (size_t i = 1; i < size; i++) {
-        model_happen(&m, data[i] % model_events(&m));
+        model.happen(data[i] % model.events());
     }
-    model_come_to_rest(m);
+    model.come_to_rest();
     return 0;
 }
