@@ -18,7 +18,7 @@ from typing import Any, Dict, List
 
 from qemu.machine.qtest import QEMUQtestMachine
 from qemu_test import QemuSystemTest
-from qemu_test.virtioqtest import READ, SCSI, Unanswered, Virtio
+from qemu_test.virtioqtest import DEPTH, READ, SCSI, Unanswered, Virtio
 
 Json = Dict[str, Any]
 
@@ -274,6 +274,42 @@ class Waits(QemuSystemTest):
         self.human('qemu-io nd "read 0 512"', 3 * SLOW)
         # By now the disk's own request has ended, so it can move
         self.assertEqual(self.answer(), {'return': {}})
+        self.wait(device)
+        self.end()
+
+    def test_memory(self) -> None:
+        """Requests whose data go to registers, and wait for buffers"""
+        registers = 0xf0002000
+        self.qemu.cmd('device_add', driver='edu', id='edu', addr='4')
+        device = self.plug('d', 5, True, 0)
+        self.qemu.cmd('set-iothread-vq-mapping', {
+            'device': 'd', 'iothread-vq-mapping': []})
+        device.slot = 4
+        for register, size, value in (0x10, 'l', registers & ~0xfffff), \
+                (4, 'w', 7):
+            device.config(register)
+            device.qtest(f'out{size} 0xcfc {value:#x}')
+        # As many as there is room for when they are taken from the queue:
+        # none is left for the disk's answers
+        for number in range(8):
+            first = device.queues[2]['sent'] % DEPTH * 3
+            device.put(2, struct.pack(
+                '<8sQBBB32s', bytes([1, 0, 0x40, 0, 0, 0, 0, 0]), number, 0,
+                0, 0, READ_10), 512, 108, True, 0x1000 * number)
+            device.write(device.queues[2]['base'] + 16 * (first + 2),
+                         struct.pack('<Q', registers + 512 * number))
+        device.kick(2)
+        self.human('info status')
+        self.begin('d', 300)
+        self.assertIn('have not ended', self.answer()['error']['desc'])
+        # The driver gives them up
+        device.tmf(1)
+        device.kick(0)
+        device.wait(2)
+        self.qemu.cmd('set-iothread-vq-mapping', {
+            'device': 'd', 'iothread-vq-mapping': [{'iothread': 'io1'}]})
+        self.assertEqual(self.threads('d'), ['io1'])
+        self.start('d', device, False)
         self.wait(device)
         self.end()
 
