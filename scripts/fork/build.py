@@ -71,7 +71,7 @@ CONFIGURATIONS: dict[str, tuple[str, ...]] = {
     "s390x": cross("s390x-linux-gnu", "s390x", "s390x-softmmu")}
 # What is built of a configuration, if not all with its unit tests; and what
 # it needs beside the environment: an architecture, and packages.
-TARGETS = {"docs": ("docs/docs.stamp", "docs/man.stamp"),
+TARGETS = {"docs": ("docs/docs.stamp", "docs/qemu.1"),
            "i386": ("all", TESTS), "s390x": ("all", TESTS)}
 LIBRARIES = ("libglib2.0-dev", "libpixman-1-dev", "zlib1g-dev",
              "libzstd-dev", "libaio-dev", "liburing-dev", "libcap-ng-dev",
