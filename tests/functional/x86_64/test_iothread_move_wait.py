@@ -387,7 +387,7 @@ class Waits(QemuSystemTest):
         self.end()
 
     def test_hotplug(self) -> None:
-        """A disk that is plugged meanwhile moves too"""
+        """A disk that is plugged meanwhile moves too, or is unplugged"""
         device = self.plug('d', 5, True)
         self.node('x', 0)
         self.start('d', device)
@@ -400,6 +400,15 @@ class Waits(QemuSystemTest):
             for info in self.qemu.cmd('query-iothreads')
             for holder in info['holders'] if 'node-name' in holder},
             {('io1', 'nx'), ('io1', 'nd')})
+        self.wait(device)
+
+        # One that is unplugged meanwhile does not take the others with it
+        self.start('d', device)
+        self.begin('d')
+        self.human('device_del x', 3 * SLOW)
+        self.assertEqual(self.answer(), {'return': {}})
+        self.wait(device)
+        self.start('d', device)
         self.wait(device)
         self.end()
 
