@@ -48,6 +48,7 @@ typedef struct Move {
     BlkMove *blk_move;
     bool held;
     int64_t held_since;
+    int64_t handlers_ended; /* until then, they may have taken requests */
 
     /*
      * Looking again is for when no command is executed: in the main loop's
@@ -139,22 +140,26 @@ static void release(Move *m, bool moved)
         m->held = false;
         blk_move_end(m->blk_move);
         IOTHREAD_VQ_DEVICE_GET_CLASS(m->vdev)->attach(m->vdev);
-        trace_iothread_vqs_move(m->vdev, moved, get_clock() - m->held_since);
+        trace_iothread_vqs_move(m->vdev, moved, get_clock() - m->held_since,
+                                m->handlers_ended - m->held_since);
     }
 }
 
 /* Have the device take no requests, and the nodes neither, without waiting */
 static bool hold(Move *m, const IOThreadVqs *vqs, Error **errp)
 {
+    if (!blk_move_check(m->blk_move, errp)) {
+        return false;
+    }
     m->held_since = get_clock();
-    if (!blk_move_check(m->blk_move, errp) ||
-        !IOTHREAD_VQ_DEVICE_GET_CLASS(m->vdev)->detach(m->vdev, errp)) {
+    if (!IOTHREAD_VQ_DEVICE_GET_CLASS(m->vdev)->detach(m->vdev, errp)) {
         return false;
     }
     m->held = true;
 
     /* Handlers have returned: the block layer knows of all requests */
     iothread_vq_sync(*vqs->vq_aio_context, vqs->num_fixed + vqs->num_queues);
+    m->handlers_ended = get_clock();
     if (m->held) {
         /*
          * Without ioeventfd, the guest's requests come although nothing is

@@ -99,6 +99,7 @@ class Tree:
         if asan:
             # Half the time to compile; a report still has files and lines.
             kinds.append(("asan", ("--enable-asan", "--enable-ubsan",
+                                   "--enable-debug-mutex",
                                    "-Doptimization=1",
                                    "--extra-cflags=-g1")))
         if tsan:

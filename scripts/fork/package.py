@@ -264,10 +264,11 @@ def trim(debian: Path, tests: bool = False) -> None:
         kept = [s for s in stanzas if not (
             m := re.search(r"(?m)^Package: (\S+)", s)) or m[1] in KEPT]
         text = "\n\n".join(kept).rstrip("\n") + "\n"
-        # Data of another version will do: it is built of all firmware,
+        # Data and firmware of another version will do: that is built
         # with cross compilers.
         text = edit(text, r"qemu-system-data \(>> \$\{source:Upstream-"
                     r"Version\}~\)", "qemu-system-data (>> 1:10.0)")
+        text = edit(text, r"seabios \([^)]*\)", "seabios")
         path.write_text(text)
     path = debian / "control.mk"
     text = path.read_text()
@@ -278,7 +279,9 @@ def trim(debian: Path, tests: bool = False) -> None:
     path = debian / "rules"
     text = edit(path.read_text(), r"filter qemu-system,",
                 "filter qemu-system-common,")
-    path.write_text(edit(text, r"(?m)^qemu-builds \+= .*microvm\)\n", ""))
+    text = edit(text, r"(?m)^qemu-builds \+= .*microvm\)\n", "")
+    path.write_text(edit(text, r"dh_shlibdeps -a -Nqemu-user\b",
+                         "dh_shlibdeps -a"))
     if not tests:
         (debian / "fork-installed.py").write_text(INSTALLED)
         text = edit(path.read_text(), r"(?m)^\t\$\{NINJA\} -C b/qemu$",

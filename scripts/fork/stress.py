@@ -74,6 +74,7 @@ JOBS = {
     "holders-daemon": model("asan", PROGRAMS[1], 1000),
     "block-jobs": Job("asan", "{jobs}/block-jobs.py {build}/" + PROGRAMS[0]
                       + " --seed {seed} --steps {steps}", 300, 900),
+    "moves": Job("asan", FAULT % "moves", 300, 1500),
     "shutdown": fault("qmp-shutdown", 40),
     # Mesa and SDL leak.
     "virtio-gpu": Job("asan", FAULT % "virtio-gpu", 3000, 900, options={
@@ -88,6 +89,7 @@ JOBS = {
     "vfio-user-server": fault("vfio-user-server", 40),
     "tsan-holders": model("tsan", PROGRAMS[0], 300),
     "tsan-holders-daemon": model("tsan", PROGRAMS[1], 300),
+    "tsan-moves": Job("tsan", FAULT % "moves", 100, 1500),
     "tsan-shutdown": fault("qmp-shutdown", 25, "tsan"),
     "tsan-nbd-clients": fault("nbd-clients", 60, "tsan")}
 

@@ -3,9 +3,10 @@
 
 import argparse
 import asyncio
+import contextlib
 import json
 import time
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Iterator, List, Optional
 
 from iothread_top import command
 from iothread_top.command import (complain_about, connections, positive,
@@ -89,8 +90,7 @@ class Balancer:
 
     def __init__(self, vm: Vm, args: argparse.Namespace) -> None:
         self.vm = vm
-        self.json: bool = args.json
-        self.delay: float = args.delay
+        self.args = args
         self.keeper = Keeper(Limits(
             args.full, args.gain, 1 if args.once else args.samples,
             args.moves, args.rest, args.retry, args.keep))
@@ -98,13 +98,28 @@ class Balancer:
         # For each move that was tried: how it ended, nothing if well
         self.results: Dict[Move, str] = {}
         self.measured: Dict[str, float] = {}
+        # Which state was printed last
+        self.said = ''
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Have what fails here be the end of this QEMU's balance only."""
+        try:
+            yield
+        except OSError:
+            # It cannot be printed
+            raise
+        except Exception as error:  # pylint: disable=broad-except
+            # This program's fault, on one QEMU's account: not all's
+            self.vm.state, self.vm.why = REFUSED, repr(error)
+            self.plan = Plan()
 
     # --- Again and again -------------------------------------------------
 
     def log(self, event: str, text: str, **facts: Any) -> None:
         """Print what has happened."""
         now = time.time()
-        if self.json:
+        if self.args.json:
             print(json.dumps({
                 'time': round(now, 3), 'name': self.vm.name,
                 'address': self.vm.address, 'event': event, **facts}),
@@ -113,17 +128,27 @@ class Balancer:
             when = time.strftime('%F %T', time.localtime(now))
             print(clean(f'{when} {self.vm.name}: {text}'), flush=True)
 
+    def tell(self) -> None:
+        """Print the state if it is another one."""
+        state = f'{self.vm.state} {self.vm.why}'.strip()
+        if state != self.said:
+            self.log('state', state, state=self.vm.state,
+                     message=self.vm.why or None)
+            self.said = state
+
     async def watch(self) -> None:
         """Look after the QEMU until it turns out that it cannot be."""
-        said, moved = '', False
+        with self.alone():
+            await self._watch()
+        self.tell()
+        await self.vm.close()
+
+    async def _watch(self) -> None:
+        moved = False
         while self.vm.state != REFUSED:
             start = time.monotonic()
             await self.vm.update()
-            state = f'{self.vm.state} {self.vm.why}'.strip()
-            if state != said:
-                self.log('state', state, state=self.vm.state,
-                         message=self.vm.why or None)
-                said = state
+            self.tell()
             if self.vm.state == UP:
                 self.look()
                 if moved:
@@ -131,7 +156,8 @@ class Balancer:
                         f'{name} {share(busy)} %' for name, busy
                         in self.plan.before.items()), threads=self.plan.before)
                 moved = await self.act()
-            await asyncio.sleep(start + self.delay - time.monotonic())
+            await asyncio.sleep(start + self.args.delay
+                                - time.monotonic())
 
     # --- One time ----------------------------------------------------------
 
@@ -170,6 +196,19 @@ class Balancer:
                 break
         return moved
 
+    async def once(self, move: bool) -> bool:
+        """Make a plan, and carry it out; tell whether that moved anything."""
+        with self.alone():
+            self.look()
+            return move and await self.act(quiet=True)
+        return False
+
+    def note_load(self) -> None:
+        """Take note of the load after the moves."""
+        with self.alone():
+            self.measured = {thread.name: thread.busy for thread
+                             in measure(self.vm.threads)}
+
     def as_json(self) -> Json:
         """Return the plan, and what has come of it."""
         plan, vm = self.plan, self.vm
@@ -200,7 +239,8 @@ class Balancer:
                              f': {done}' if done else ': done'))
         if plan.why:
             lines.append(f'  nothing to be moved: {plan.why}')
-        width = max(map(len, ('IOThread', *plan.before)))
+        # One long name does not make a mess of all lines
+        width = min(max(map(len, ('IOThread', *plan.before))), 40)
         measured = '  measured' if self.measured else ''
         lines.append(f'  {"IOThread":{width}}  busy %  expected{measured}')
         for name, busy in sorted(plan.before.items()):
@@ -217,17 +257,13 @@ async def once(args: argparse.Namespace, balancers: List[Balancer]) -> int:
     await update(vms)
     await asyncio.sleep(args.delay)
     await update(vms)
-    for each in balancers:
-        each.look()
-    if args.once:
-        moved = await asyncio.gather(*(each.act(quiet=True)
-                                       for each in balancers))
-        if any(moved):
-            await asyncio.sleep(args.delay)
-            await update(vms)
-            for each in balancers:
-                each.measured = {thread.name: thread.busy for thread
-                                 in measure(each.vm.threads)}
+    moved = await asyncio.gather(*(each.once(args.once)
+                                   for each in balancers))
+    if any(moved):
+        await asyncio.sleep(args.delay)
+        await update(vms)
+        for each in balancers:
+            each.note_load()
     if args.json:
         print(json.dumps({'time': round(time.time(), 3),
                           'vms': [each.as_json() for each in balancers]}),

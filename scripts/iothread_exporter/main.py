@@ -109,6 +109,9 @@ def asking(args: argparse.Namespace) -> Iterator[CollectorRegistry]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
+    if args.listen:
+        # The first scrape shall find connections; it may join in this
+        asyncio.run_coroutine_threadsafe(fleet.ask(), loop)
     registry = CollectorRegistry()
     registry.register(QemuCollector(fleet, loop))
     ProcessCollector(registry=registry)

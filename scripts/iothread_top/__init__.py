@@ -2,6 +2,7 @@
 """
 Show how busy the event loops of QEMU are, and who uses them
 
+answer.py   what is used of QEMU's answers, and of which types it has to be
 load.py     figures from two answers of one QEMU
 monitor.py  the connection to a QEMU; iothread-exporter uses it too
 vm.py       a QEMU, and its threads

@@ -9,6 +9,8 @@ answers, as a share of the time between them.
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Tuple
 
+from .answer import IO, pick_disks, pick_stats, pick_threads
+
 Json = Dict[str, Any]
 Counters = Dict[str, int]
 
@@ -16,7 +18,6 @@ BUSY, HIT, MISS, BLOCKED = TIMES = (
     'busy-time', 'poll-hit-time', 'poll-miss-time', 'blocked-time')
 CPU = 'cpu-time'
 COUNTS = EVENTS, WAKEUPS, ITERATIONS = 'events', 'wakeups', 'iterations'
-IO = 'rd_operations', 'wr_operations', 'rd_bytes', 'wr_bytes'
 
 MAIN_LOOP = 'main loop'
 
@@ -167,32 +168,29 @@ def pair(threads: List[Json], results: List[Json]) \
                     for result in found]
 
 
-def counters(result: Optional[Json]) -> Counters:
-    """Return the counters of one answer of query-stats."""
-    stats = result['stats'] if result else []
-    return {each['name']: each['value'] for each in stats
-            if isinstance(each['value'], int)}
-
-
 def sample(threads: List[Json], results: List[Json], at: float,
            main: List[Json], main_at: float, disks: List[Json],
            disks_at: float) -> Sample:
-    """Put together what QEMU has answered."""
-    found = []
-    if main:
+    """
+    Put together what QEMU has answered.
+
+    :raise ValueError: it makes no sense
+    """
+    found: List[Tuple[Thread, float, Counters]] = []
+    for result in pick_stats(main)[:1]:
         found.append((Thread(MAIN_LOOP, main=True), main_at,
-                      counters(main[0])))
-    for info, result in pair(threads, results):
-        path = result.get('qom-path') if result else None
+                      result['stats']))
+    for info, told in pair(pick_threads(threads), pick_stats(results)):
+        path = told.get('qom-path') if told else None
         if info:
             thread = Thread(info['id'], path, info['thread-id'],
                             internal=info.get('internal', False), facts=info,
                             holders=[Holder(facts) for facts
-                                     in info.get('holders', [])])
+                                     in info['holders']])
         else:
             thread = Thread((path or '?').rpartition('/')[2], path)
-        found.append((thread, at, counters(result)))
-    return Sample(found, disks, disks_at)
+        found.append((thread, at, told['stats'] if told else {}))
+    return Sample(found, pick_disks(disks), disks_at)
 
 
 def keys(facts: Json) -> List[Tuple[str, str]]:

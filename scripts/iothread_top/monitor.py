@@ -11,6 +11,7 @@ from typing import Any, Awaitable, List, Optional, Tuple, TypeVar, Union, cast
 from qemu.qmp import (ConnectError, ExecuteError, Message, QMPClient,
                       QMPError)
 
+from .answer import NAME, UUID, VERSION, pick
 from .load import Json, Sample, sample
 
 T = TypeVar('T')
@@ -154,6 +155,10 @@ class Monitor:
         except Lost as lost:
             self.state, self.why = lost.args
             await self.close()
+        except Exception as error:  # pylint: disable=broad-except
+            # This program's fault, on one QEMU's account: not all's
+            self.state, self.why = REFUSED, repr(error)
+            await self.close()
         finally:
             self._since = None
 
@@ -234,9 +239,10 @@ class Monitor:
         except (QMPError, OSError, EOFError):
             raise Lost(GONE, 'QEMU has hung up') from None
         except (KeyError, TypeError, ValueError, AttributeError,
-                IndexError, OverflowError) as error:
-            raise Lost(REFUSED, 'its answer makes no sense:'
-                       f' {type(error).__name__} {error}') from None
+                IndexError, OverflowError, RecursionError) as error:
+            why = str(error) if isinstance(error, ValueError) \
+                else f'{type(error).__name__} {error}'
+            raise Lost(REFUSED, f'its answer makes no sense: {why}') from None
 
     @staticmethod
     async def _execute(qmp: QMPClient, command: str,
@@ -254,12 +260,13 @@ class Monitor:
         """Find out what it is called, and whether it can tell the load."""
         version = qmp.greeting.QMP.version.get('qemu') if qmp.greeting \
             else None
-        self.version = '{major}.{minor}.{micro}'.format(**version) \
-            if isinstance(version, dict) else ''
+        self.version = '{major}.{minor}.{micro}'.format(
+            **pick(version, VERSION, *VERSION)) if version else ''
         try:
-            named = cast(Json, await self._execute(qmp, 'query-name'))
+            named = pick(await self._execute(qmp, 'query-name'), NAME)
             self.name = named.get('name') or self.address
-            identity = cast(Json, await self._execute(qmp, 'query-uuid'))
+            identity = pick(await self._execute(qmp, 'query-uuid'),
+                            UUID, 'UUID')
             # All zeroes stand for none
             self.uuid = identity['UUID'].strip('0-') and identity['UUID']
             self.program = 'QEMU'
@@ -286,9 +293,8 @@ class Monitor:
     async def _sample(self, qmp: QMPClient) -> None:
         self.note(await self._ask(qmp))
 
-    async def _complete(self, qmp: QMPClient, threads: List[Json],
-                        disks: List[Json]) -> None:
-        """Add to the answers what has to be asked for in another way."""
+    async def _complete(self, qmp: QMPClient, now: Sample) -> None:
+        """Add to the sample what has to be asked for in another way."""
 
     async def _ask(self, qmp: QMPClient) -> Sample:
         async def stats(target: str) -> Tuple[List[Json], float]:
@@ -313,6 +319,7 @@ class Monitor:
             await asyncio.gather(
                 ask('query-iothreads', internal=True), stats('iothread'),
                 stats('vm'), ask('query-blockstats'))
-        await self._complete(qmp, threads, disks)
-        return sample(threads, results, at, main, main_at, disks,
-                      time.monotonic())
+        now = sample(threads, results, at, main, main_at, disks,
+                     time.monotonic())
+        await self._complete(qmp, now)
+        return now

@@ -181,8 +181,9 @@ def holder_line(holder: Holder, width: int,
 
 def natural(name: str) -> List[Tuple[int, str]]:
     """Return a key that puts io2 in front of io10."""
+    # Python makes no number of thousands of digits
     return [(int(part), '') if part.isdecimal() else (-1, part)
-            for part in re.split(r'(\d+)', name)]
+            for part in re.split(r'(\d{1,99})', name)]
 
 
 SORTS: Dict[str, Callable[[Load], Optional[float]]] = {

@@ -6,6 +6,7 @@ from typing import Any, Dict, List, Optional, cast
 
 from qemu.qmp import ExecuteError, QMPClient
 
+from .answer import MAPPING as MAPPED, pick_all
 from .load import Json, Sample, Thread, compare
 from .monitor import Lost, Monitor
 
@@ -69,7 +70,8 @@ class Vm(Monitor):
             mapping = cast(List[Json], await get(MAPPING)) or [
                 {'iothread': cast(str, await get('iothread')
                                   ).rpartition('/')[2]}]
-            names = [each['iothread'] for each in mapping]
+            names = [each['iothread'] for each
+                     in pick_all(mapping, MAPPED, 'iothread')]
             if source not in names or target in names:
                 raise NotMoved('it uses ' + (', '.join(filter(None, names))
                                              or 'the main loop'))
@@ -85,13 +87,13 @@ class Vm(Monitor):
                                f' command {MOVE}') from None
             raise NotMoved(f'QEMU says: {error}') from None
 
-    async def _complete(self, qmp: QMPClient, threads: List[Json],
-                        disks: List[Json]) -> None:
+    async def _complete(self, qmp: QMPClient, now: Sample) -> None:
         """Have each disk tell its controller, if that is on an IOThread."""
-        holders = {holder.get('qom-path') for thread in threads
-                   for holder in thread.get('holders', ())}
+        holders = {holder.facts.get('qom-path')
+                   for thread, _, _ in now.threads
+                   for holder in thread.holders}
         known, self._controllers = self._controllers, {}
-        for disk in disks:
+        for disk in now.disks:
             name = disk.get('qdev')
             if not name or name in holders:
                 continue

@@ -36,25 +36,40 @@ typedef struct Gpu {
     QVirtioPCIDevice *dev;
     QVirtQueue *ctrl, *cursor;
     uint64_t buffer;
+    int outputs;
+    /* What commands for a scanout, and looks at it, are about */
+    int scanout;
 } Gpu;
 
 /* What stock QEMU leaves unanswered, it leaves so for ever */
 static int patience_us = 30 * 1000 * 1000;
 
-static Gpu *gpu_new(const char *accel)
+/* @binary is what qtest_init_ext() takes */
+static QTestState *qemu_new(const char *binary, int outputs, const char *more)
 {
     g_autofree char *preload = g_canonicalize_filename(
         g_test_get_filename(G_TEST_BUILT, "fake-udmabuf.so", NULL), NULL);
-    QPCIAddress addr = { .devfn = QPCI_DEVFN(SLOT, 0) };
-    Gpu *g = g_new0(Gpu, 1);
+    g_autofree char *args = g_strdup_printf(
+        "-machine pc,memory-backend=ram -nodefaults -vga none "
+        "-object memory-backend-memfd,id=ram,size=64M,share=on "
+        "-device virtio-gpu-pci,id=gpu,addr=%d,blob=on,max_outputs=%d %s",
+        SLOT, outputs, more);
+    QTestState *s;
 
     g_assert_true(g_file_test(preload, G_FILE_TEST_EXISTS));
     g_setenv("LD_PRELOAD", preload, true);
-    g->s = qtest_initf(
-        "%s -machine pc,memory-backend=ram -nodefaults -vga none "
-        "-object memory-backend-memfd,id=ram,size=64M,share=on "
-        "-device virtio-gpu-pci,id=gpu,addr=%d,blob=on", accel, SLOT);
+    s = qtest_init_ext(binary, args, NULL, true);
     g_unsetenv("LD_PRELOAD");
+    return s;
+}
+
+static Gpu *gpu_new_outputs(const char *binary, int outputs)
+{
+    QPCIAddress addr = { .devfn = QPCI_DEVFN(SLOT, 0) };
+    Gpu *g = g_new0(Gpu, 1);
+
+    g->outputs = outputs;
+    g->s = qemu_new(binary, outputs, "");
 
     alloc_init(&g->alloc, ALLOC_NO_FLAGS, MiB, BLOB_BASE, PAGE);
     g->bus = qpci_new_pc(g->s, &g->alloc);
@@ -69,6 +84,11 @@ static Gpu *gpu_new(const char *accel)
     qvirtio_set_driver_ok(&g->dev->vdev);
     g->buffer = guest_alloc(&g->alloc, 2 * BUFFER_SIZE);
     return g;
+}
+
+static Gpu *gpu_new(void)
+{
+    return gpu_new_outputs(NULL, 1);
 }
 
 static void gpu_free(Gpu *g)
@@ -125,6 +145,7 @@ static uint32_t set_scanout(Gpu *g, uint32_t id, uint32_t width,
                             uint32_t height)
 {
     struct virtio_gpu_set_scanout cmd = {
+        .scanout_id = cpu_to_le32(g->scanout),
         .resource_id = cpu_to_le32(id),
         .r.width = cpu_to_le32(width),
         .r.height = cpu_to_le32(height),
@@ -188,6 +209,7 @@ typedef struct Scanout {
 static uint32_t set_scanout_blob(Gpu *g, uint32_t id, const Scanout *s)
 {
     struct virtio_gpu_set_scanout_blob cmd = {
+        .scanout_id = cpu_to_le32(g->scanout),
         .resource_id = cpu_to_le32(id),
         .r.x = cpu_to_le32(s->x),
         .r.y = cpu_to_le32(s->y),
@@ -219,18 +241,31 @@ static void update_cursor(Gpu *g, uint32_t id)
                            patience_us);
 }
 
-/* The display looks at what is shown */
-static void look(Gpu *g)
+static char *temporary_file(void)
 {
-    g_autofree char *path = NULL;
+    char *path = NULL;
     int fd = g_file_open_tmp("virtio-gpu-2d-XXXXXX", &path, NULL);
 
     g_assert_cmpint(fd, >=, 0);
     close(fd);
+    return path;
+}
+
+/* The display looks at what is shown; returns its width */
+static int look(Gpu *g)
+{
+    g_autofree char *path = temporary_file();
+    g_autofree char *image = NULL;
+    int width;
+
     qtest_qmp_assert_success(
         g->s, "{ 'execute': 'screendump', 'arguments': "
-        "{ 'filename': %s, 'device': 'gpu' } }", path);
+        "{ 'filename': %s, 'device': 'gpu', 'head': %d } }", path,
+        g->scanout);
+    g_assert_true(g_file_get_contents(path, &image, NULL, NULL));
+    g_assert_cmpint(sscanf(image, "P6 %d ", &width), ==, 1);
     unlink(path);
+    return width;
 }
 
 /* All that the device can do still works */
@@ -258,7 +293,7 @@ static void test_size(void)
         { 0x8000001, 0x8000001 }, { 0x20000000, 1 }, { 0xffffffff, 1 },
         { 1, 0xffffffff }, { 0xffffffff, 0xffffffff },
     };
-    Gpu *g = gpu_new("");
+    Gpu *g = gpu_new();
 
     for (int i = 0; i < ARRAY_SIZE(bad); i++) {
         assert_answer(create_2d(g, i + 1, bad[i][0], bad[i][1]),
@@ -270,7 +305,7 @@ static void test_size(void)
 
 static void test_blob_size(void)
 {
-    Gpu *g = gpu_new("");
+    Gpu *g = gpu_new();
 
     assert_answer(create_blob(g, 1, 2 * MiB + 1, 2 * MiB),
                   VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER);
@@ -286,7 +321,7 @@ static void test_blob_size(void)
 static void test_detach(void)
 {
     const Scanout whole = { 0, 0, 640, 480, 640, 480, 2560, 0 };
-    Gpu *g = gpu_new("");
+    Gpu *g = gpu_new();
 
     assert_answer(create_blob(g, 1, 4 * MiB, 4 * MiB),
                   VIRTIO_GPU_RESP_OK_NODATA);
@@ -327,7 +362,7 @@ static void test_frame_buffer(void)
         /* one row too many */
         { 0, 0, 640, 480, 640, 480, 2560, 4 * MiB - 479 * 2560 },
     };
-    Gpu *g = gpu_new("");
+    Gpu *g = gpu_new();
 
     assert_answer(create_blob(g, 1, 4 * MiB, 4 * MiB),
                   VIRTIO_GPU_RESP_OK_NODATA);
@@ -342,7 +377,7 @@ static void test_frame_buffer(void)
 
 static void test_blob_is_no_image(void)
 {
-    Gpu *g = gpu_new("");
+    Gpu *g = gpu_new();
 
     assert_answer(create_blob(g, 1, 4 * MiB, 4 * MiB),
                   VIRTIO_GPU_RESP_OK_NODATA);
@@ -352,6 +387,146 @@ static void test_blob_is_no_image(void)
     update_cursor(g, 1);
     assert_works(g);
     gpu_free(g);
+}
+
+/* --- Migration ----------------------------------------------------------- */
+
+#define STOCK_BINARY "QTEST_QEMU_STOCK_BINARY"
+
+static bool wait_migrated(QTestState *s)
+{
+    for (;;) {
+        QDict *rsp = qtest_qmp_assert_success_ref(
+            s, "{ 'execute': 'query-migrate' }");
+        g_autofree char *status = g_strdup(qdict_get_try_str(rsp, "status"));
+
+        qobject_unref(rsp);
+        if (!g_strcmp0(status, "completed") || !g_strcmp0(status, "failed")) {
+            return status[0] == 'c';
+        }
+        g_usleep(10 * 1000);
+    }
+}
+
+/* The driver goes on at QEMU @binary; returns: whether it could be loaded */
+static bool move_to(Gpu *g, const char *binary)
+{
+    g_autofree char *path = temporary_file();
+    g_autofree char *uri = g_strdup_printf("file:%s", path);
+    bool loaded;
+
+    qtest_qmp_assert_success(g->s, "{ 'execute': 'migrate', 'arguments': "
+                                   "{ 'uri': %s } }", uri);
+    g_assert_true(wait_migrated(g->s));
+    qtest_quit(g->s);
+
+    g->s = qemu_new(binary, g->outputs, "-incoming defer");
+    g->bus->qts = g->s;
+    qtest_qmp_assert_success(
+        g->s, "{ 'execute': 'migrate-incoming', 'arguments': "
+        "{ 'uri': %s, 'exit-on-error': false } }", uri);
+    loaded = wait_migrated(g->s);
+    if (loaded) {
+        qtest_qmp_assert_success(g->s, "{ 'execute': 'cont' }");
+    }
+    unlink(path);
+    return loaded;
+}
+
+/* Each of @outputs shows something, and does so after migrations */
+static bool show_and_migrate(const char *const *binaries, int n, int outputs,
+                             bool blob)
+{
+    const Scanout whole = { 0, 0, 320, 240, 320, 240, 1280, 0 };
+    Gpu *g = gpu_new_outputs(binaries[0], outputs);
+    bool loaded = true;
+
+    for (int i = 0; i < outputs; i++) {
+        g->scanout = i;
+        if (blob) {
+            assert_answer(create_blob(g, i + 1, 2 * MiB, 2 * MiB),
+                          VIRTIO_GPU_RESP_OK_NODATA);
+            assert_answer(set_scanout_blob(g, i + 1, &whole),
+                          VIRTIO_GPU_RESP_OK_NODATA);
+        } else {
+            assert_answer(create_2d(g, i + 1, 320, 240),
+                          VIRTIO_GPU_RESP_OK_NODATA);
+            assert_answer(attach(g, i + 1, BLOB_BASE, 2 * MiB),
+                          VIRTIO_GPU_RESP_OK_NODATA);
+            assert_answer(set_scanout(g, i + 1, 320, 240),
+                          VIRTIO_GPU_RESP_OK_NODATA);
+        }
+    }
+    for (int step = 1; step < n && loaded; step++) {
+        loaded = move_to(g, binaries[step]);
+        for (int i = 0; i < outputs && loaded; i++) {
+            g->scanout = i;
+            g_assert_cmpint(look(g), ==, 320);
+        }
+    }
+    g->scanout = 0;
+    gpu_free(g);
+    return loaded;
+}
+
+static void test_migrate(void)
+{
+    const char *const binaries[2] = { NULL };
+
+    g_assert_true(show_and_migrate(binaries, 2, 4, false));
+    g_assert_true(show_and_migrate(binaries, 2, 4, true));
+}
+
+static void test_migrate_detached(void)
+{
+    const Scanout whole = { 0, 0, 320, 240, 320, 240, 1280, 0 };
+    const char *stock = getenv(STOCK_BINARY) ? STOCK_BINARY : NULL;
+
+    /* Stock goes on to show a blob that is detached */
+    for (int from_stock = 0; from_stock <= !!stock; from_stock++) {
+        Gpu *g = gpu_new_outputs(from_stock ? stock : NULL, 1);
+
+        assert_answer(create_blob(g, 1, 4 * MiB, 4 * MiB),
+                      VIRTIO_GPU_RESP_OK_NODATA);
+        assert_answer(set_scanout_blob(g, 1, &whole),
+                      VIRTIO_GPU_RESP_OK_NODATA);
+        assert_answer(detach(g, 1), VIRTIO_GPU_RESP_OK_NODATA);
+        g_assert_true(move_to(g, NULL));
+        g_assert_cmpint(look(g), !=, 320);
+        assert_answer(set_scanout_blob(g, 1, &whole),
+                      VIRTIO_GPU_RESP_ERR_UNSPEC);
+        assert_answer(attach(g, 1, BLOB_BASE, 4 * MiB),
+                      VIRTIO_GPU_RESP_OK_NODATA);
+        assert_answer(set_scanout_blob(g, 1, &whole),
+                      VIRTIO_GPU_RESP_OK_NODATA);
+        g_assert_cmpint(look(g), ==, 320);
+        g_assert_true(move_to(g, NULL));
+        g_assert_cmpint(look(g), ==, 320);
+        assert_works(g);
+        gpu_free(g);
+    }
+}
+
+/* To stock, and from it */
+static void test_migrate_stock(void)
+{
+    const char *const chain[] = { STOCK_BINARY, NULL, STOCK_BINARY, NULL };
+
+    if (!getenv(STOCK_BINARY)) {
+        g_test_skip(STOCK_BINARY " is not set");
+        return;
+    }
+    /* Of a blob that the third output shows, stock has no frame buffer */
+    for (int blob = 0; blob < 2; blob++) {
+        bool loaded = false;
+
+        /* Stock takes a format from a pointer, which may be wrong */
+        for (int try = 0; try < 10 && !loaded; try++) {
+            loaded = show_and_migrate(chain, ARRAY_SIZE(chain), 3 - blob,
+                                      blob);
+        }
+        g_assert_true(loaded);
+    }
 }
 
 /* --- What the guest's slot does ------------------------------------------ */
@@ -406,7 +581,7 @@ static void test_slot_power(void)
 typedef struct Test {
     const char *name;
     void (*func)(void);
-    /* What it says when it fails with stock */
+    /* What it says when it fails with stock; NULL: it does not */
     const char *stock;
 } Test;
 
@@ -417,13 +592,16 @@ static const Test tests[] = {
     { "frame-buffer", test_frame_buffer,
       "*test_frame_buffer*0x00001100 == *" },
     { "blob-is-no-image", test_blob_is_no_image, "*QEMU death*" },
+    { "migrate", test_migrate, "*test_migrate*" },
+    { "migrate-detached", test_migrate_detached, NULL },
+    { "migrate-to-stock", test_migrate_stock, NULL },
     { "slot-power", test_slot_power, "*test_slot_power*" },
 };
 
 static void test_stock(const void *opaque)
 {
     const Test *test = opaque;
-    const char *binary = getenv("QTEST_QEMU_STOCK_BINARY");
+    const char *binary = getenv(STOCK_BINARY);
 
     if (g_test_subprocess()) {
         g_setenv("QTEST_QEMU_BINARY", binary, true);
@@ -454,7 +632,9 @@ int main(int argc, char **argv)
         g_autofree char *stock = g_strconcat(name, "-stock", NULL);
 
         qtest_add_func(name, tests[i].func);
-        qtest_add_data_func(stock, &tests[i], test_stock);
+        if (tests[i].stock) {
+            qtest_add_data_func(stock, &tests[i], test_stock);
+        }
     }
     return g_test_run();
 }

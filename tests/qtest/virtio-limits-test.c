@@ -533,6 +533,26 @@ static void test_reset_scsi_iothread(const char *binary)
     reset_scsi(binary, "iothread=io0");
 }
 
+/* A disk that is stuck, elsewhere in the machine, is waited for at the end */
+static void test_reset_scsi_stuck(gconstpointer more)
+{
+    g_autofree char *args = g_strdup_printf(
+        SLOW "-device virtio-scsi-pci,id=scsi,addr=4,num_queues=1,"
+        "disable-legacy=on,%s " SCSI " -blockdev null-co,node-name=stuck,"
+        "size=1048576,latency-ns=3000000000 "
+        "-device virtio-blk-pci,id=stuck,drive=stuck",
+        (const char *)more);
+    Dev *d = dev_new(NULL, args);
+    int64_t start_us;
+
+    start(d, RING_RESET, 3);
+    g_free(qtest_hmp(d->s, "qemu-io -d stuck \"aio_write 0 512\""));
+    start_us = g_get_monotonic_time();
+    reset_queue(d, 2);
+    g_assert_cmpint(g_get_monotonic_time() - start_us, <, 2 * 1000 * 1000);
+    finish(d);
+}
+
 /* What a device still has then is not given back to the next queue */
 static void test_reset_snd(const char *binary)
 {
@@ -640,6 +660,133 @@ static void test_rng_unplug(const char *binary)
         assert_alive(d);
     }
     close(fds[0]);
+    finish(d);
+}
+
+/* --- Packets that wait for a backend, and that are dropped ---------------- */
+
+/* Nothing is attached to the hub but the NIC: what it sends waits */
+#define NET_HUB "-netdev hubport,id=net,hubid=0 "
+#define NET_NIC "-device virtio-net-pci,id=dev,netdev=net,addr=4,romfile=," \
+                "disable-legacy=on"
+#define TX 1
+
+static Dev *net_waits(const char *binary)
+{
+    Buffer b = { BUFFERS, 80, 0 };
+    Dev *d;
+
+    /* Memory that is freed does not stay as it was */
+    g_setenv("MALLOC_PERTURB_", "85", true);
+    d = dev_new(binary, NET_HUB NET_NIC);
+    g_unsetenv("MALLOC_PERTURB_");
+
+    start(d, RING_RESET, 2);
+    write_chain(d, TX, 0, &b, 1);
+    for (int i = 0; i < 3; i++) {
+        make_available(d, TX, 0);
+    }
+    kick(d, TX);
+    for (int i = 0; i < 10; i++) {
+        g_usleep(5 * 1000);
+        assert_alive(d);
+    }
+    g_assert_cmpint(used_idx(d, TX), ==, 0);
+    return d;
+}
+
+/* The packet goes with its NIC */
+static void test_net_unplug(const char *binary)
+{
+    Dev *d = net_waits(binary);
+
+    qtest_qmp_assert_success(d->s, "{ 'execute': 'device_del',"
+                                   " 'arguments': { 'id': 'dev' } }");
+    /* The guest ejects slot 4; a reset would empty the queue before */
+    qtest_outl(d->s, 0xae10, 0);
+    qtest_outl(d->s, 0xae08, 1 << 4);
+    qtest_qmp_eventwait(d->s, "DEVICE_DELETED");
+    qtest_qmp_device_add(d->s, "virtio-net-pci", "dev",
+                         "{ 'netdev': 'net', 'romfile': '' }");
+    /* That looks at all queues */
+    qtest_qmp_assert_success(d->s, "{ 'execute': 'stop' }");
+    qtest_qmp_assert_success(d->s, "{ 'execute': 'cont' }");
+    finish(d);
+}
+
+static void test_net_reset(const char *binary)
+{
+    Dev *d = net_waits(binary);
+
+    reset_queue(d, 0);
+    assert_alive(d);
+    reset_queue(d, TX);
+    g_assert_cmpint(used_idx(d, TX), ==, 0);
+    setup_queue(d, 0, 32);
+    setup_queue(d, TX, 32);
+    finish(d);
+}
+
+static void set_link(Dev *d, bool up)
+{
+    qtest_qmp_assert_success(d->s, "{ 'execute': 'set_link', 'arguments': "
+                                   "{ 'name': 'dev', 'up': %i } }", up);
+}
+
+/* Packets are given back, in order too, while the link is down and after */
+static void test_net_link(const char *binary)
+{
+    Buffer b = { BUFFERS, 80, 0 };
+    Dev *d = dev_new(binary, "-netdev hubport,id=other,hubid=0 "
+                             NET_HUB NET_NIC ",in_order=on");
+
+    start(d, IN_ORDER, 2);
+    write_chain(d, TX, 0, &b, 1);
+    set_link(d, false);
+    for (int i = 0; i < 3; i++) {
+        make_available(d, TX, 0);
+    }
+    kick(d, TX);
+    wait_answered(d, TX, 3);
+    set_link(d, true);
+    make_available(d, TX, 0);
+    kick(d, TX);
+    wait_answered(d, TX, 4);
+    finish(d);
+}
+
+/* What is used at @i is @id; it has neither or both of the flags then */
+static void wait_packed(Dev *d, int index, int i, uint16_t id)
+{
+    uint64_t desc = d->q[index].desc + i * sizeof(struct vring_packed_desc);
+    uint16_t used = 1 << VRING_PACKED_DESC_F_USED;
+
+    for (int j = 0; j < 500; j++) {
+        if (qtest_readw(d->s, desc + 14) & used) {
+            break;
+        }
+        g_usleep(10 * 1000);
+    }
+    g_assert_cmphex(qtest_readw(d->s, desc + 14) & used, ==, used);
+    g_assert_cmpint(qtest_readw(d->s, desc + 12), ==, id);
+}
+
+static void test_net_link_packed(const char *binary)
+{
+    Dev *d = dev_new(binary, "-netdev hubport,id=other,hubid=0 "
+                             NET_HUB NET_NIC ",packed=on,in_order=on");
+
+    start(d, PACKED | IN_ORDER, 2);
+    set_link(d, false);
+    /* It is the last descriptor that tells the identifier */
+    write_packed(d, TX, 1, BUFFERS, 80, 7, PACKED_AVAIL);
+    write_packed(d, TX, 0, BUFFERS, 12, 3, PACKED_AVAIL | VRING_DESC_F_NEXT);
+    kick(d, TX);
+    wait_packed(d, TX, 0, 7);
+    set_link(d, true);
+    write_packed(d, TX, 2, BUFFERS, 80, 5, PACKED_AVAIL);
+    kick(d, TX);
+    wait_packed(d, TX, 2, 5);
     finish(d);
 }
 
@@ -933,6 +1080,94 @@ static void test_stream_queues(const char *binary)
     load_stream(binary, STREAM_NET, 0, 3, QUEUES, 1001);
 }
 
+#define ORDER_ERROR ",inject-error.0.event=none,inject-error.0.iotype=read," \
+                    "inject-error.0.once=off"
+
+static Dev *order_start(const char *binary, const char *error, bool packed,
+                        const char *more)
+{
+    g_autofree char *args = g_strdup_printf(
+        "-blockdev driver=blkdebug,node-name=bad,image=n%s "
+        "-device virtio-blk-pci,addr=4,drive=bad,rerror=stop,in_order=on,"
+        "disable-legacy=on%s %s", error, packed ? ",packed=on" : "", more);
+
+    return dev_start(binary, args);
+}
+
+/* Requests that wait for a retry are done after migration */
+static void load_in_order(const char *binary, uint64_t features)
+{
+    g_autofree char *path = NULL;
+    g_autofree char *uri = NULL;
+    g_autofree char *status = NULL;
+    struct virtio_blk_outhdr header = { .type = VIRTIO_BLK_T_IN };
+    int fd = g_file_open_tmp("virtio-limits-XXXXXX", &path, NULL);
+    Dev *d = order_start(binary, ORDER_ERROR, features, "");
+    Queue q;
+
+    g_assert_cmpint(fd, >=, 0);
+    close(fd);
+    uri = g_strdup_printf("file:%s", path);
+    dev_find(d, QPCI_DEVFN(4, 0));
+    start(d, IN_ORDER | features, 1);
+    qtest_memwrite(d->s, BUFFERS, &header, sizeof(header));
+    for (int i = 0; i < 3; i++) {
+        Buffer b[] = {
+            { BUFFERS, sizeof(header), 0 },
+            { BUFFERS + PAGE, 512, VRING_DESC_F_WRITE },
+            { BUFFERS + 2 * PAGE + i, 1, VRING_DESC_F_WRITE },
+        };
+
+        qtest_writeb(d->s, b[2].addr, 0xff);
+        if (!features) {
+            write_chain(d, 0, 3 * i, b, 3);
+            make_available(d, 0, 3 * i);
+            continue;
+        }
+        for (int j = 2; j >= 0; j--) {
+            write_packed(d, 0, 3 * i + j, b[j].addr, b[j].len, 10 + i,
+                         b[j].flags | PACKED_AVAIL |
+                         (j < 2 ? VRING_DESC_F_NEXT : 0));
+        }
+    }
+    kick(d, 0);
+    qtest_qmp_eventwait(d->s, "STOP");
+    qtest_qmp_assert_success(d->s, "{ 'execute': 'migrate',"
+                                   " 'arguments': { 'uri': %s } }", uri);
+    g_free(wait_migrated(d->s));
+    q = d->q[0];
+    dev_free(d);
+
+    d = order_start(binary, "", features, "-incoming defer");
+    d->q[0] = q;
+    qtest_qmp_assert_success(d->s, "{ 'execute': 'migrate-incoming',"
+        " 'arguments': { 'uri': %s, 'exit-on-error': false } }", uri);
+    status = wait_migrated(d->s);
+    g_assert_cmpstr(status, ==, "completed");
+    qtest_qmp_assert_success(d->s, "{ 'execute': 'cont' }");
+    if (!features) {
+        wait_used(d, 0, 3);
+    }
+    for (int i = 0; i < 3; i++) {
+        if (features) {
+            wait_packed(d, 0, 3 * i, 10 + i);
+        }
+        g_assert_cmphex(qtest_readb(d->s, BUFFERS + 2 * PAGE + i), ==, 0);
+    }
+    finish(d);
+    unlink(path);
+}
+
+static void test_stream_order(const char *binary)
+{
+    load_in_order(binary, 0);
+}
+
+static void test_stream_order_packed(const char *binary)
+{
+    load_in_order(binary, PACKED);
+}
+
 static void add(const char *name, StockTest *test)
 {
     g_autofree char *path = g_strdup_printf("/virtio-limits/%s", name);
@@ -972,16 +1207,26 @@ int main(int argc, char **argv)
         qtest_add_data_func("/virtio-limits/stream/default-size",
                             test_stream_default_size, run_test);
         add("stream/packed", test_stream_packed);
+        add("stream/in-order", test_stream_order);
+        add("stream/in-order-packed", test_stream_order_packed);
         add("reset/blk", test_reset_blk);
         add("reset/blk-iothread", test_reset_blk_iothread);
         add("reset/blk-retry", test_reset_blk_retry);
     }
     if (qtest_has_device("virtio-net-pci")) {
         add("stream/queues", test_stream_queues);
+        add("unplug/net", test_net_unplug);
+        add("reset/net", test_net_reset);
+        add("link/net", test_net_link);
+        add("link/net-packed", test_net_link_packed);
     }
     if (qtest_has_device("virtio-scsi-pci")) {
         add("reset/scsi", test_reset_scsi);
         add("reset/scsi-iothread", test_reset_scsi_iothread);
+        qtest_add_data_func("/virtio-limits/reset/scsi-stuck",
+                            "ioeventfd=off", test_reset_scsi_stuck);
+        qtest_add_data_func("/virtio-limits/reset/scsi-stuck-iothread",
+                            "iothread=io0", test_reset_scsi_stuck);
     }
     if (qtest_has_device("virtio-sound-pci")) {
         add("reset/snd", test_reset_snd);

@@ -3,19 +3,26 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The plans of scripts/iothread-balance, without any QEMU"""
 
+import asyncio
+import contextlib
+import io
 from pathlib import Path
 import random
 import sys
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Awaitable, Callable, Dict, List, Optional, Tuple
 import unittest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / 'scripts'))
+sys.path[:0] = [str(ROOT / 'scripts'), str(ROOT / 'python')]
 
 # pylint: disable=wrong-import-position
+from iothread_balance.main import Balancer, parser  # noqa: E402
 from iothread_balance.plan import (  # noqa: E402
     Keeper, Limits, Part, Plan, Thread, make_plan, measure)
 from iothread_top.load import Json, compare, sample, targets  # noqa: E402
+from iothread_top.monitor import REFUSED, UP  # noqa: E402
+from iothread_top.text import natural  # noqa: E402
+from iothread_top.vm import Vm  # noqa: E402
 
 LIMITS = Limits()
 SECOND = 10 ** 9
@@ -180,6 +187,143 @@ class TestMeasure(unittest.TestCase):
         plan = make_plan(list(found.values()), LIMITS)
         self.assertEqual(plan.moves, [])
         self.assertIn('no move', plan.why)
+
+
+class TestNonsense(unittest.TestCase):
+    """What no QEMU answers"""
+
+    PATH = '/objects/io0'
+    THREAD: Json = {'id': 'io0', 'thread-id': 1, 'poll-grow': 0,
+                    'internal': False, 'holders': [disk('a')]}
+    DISK: Json = {'device': 'a', 'stats': READS}
+    # All are wrong for a number, and all but the text for a text
+    WRONG: List[Any] = ['1', 5.0, True, -1, 1 << 64, [], ['x'], {}]
+
+    def refused(self, thread: Any, result: Any, blockstats: Any) -> bool:
+        """Tell whether these answers are refused."""
+        try:
+            sample([thread], [result], 0, [], 0, [blockstats], 0)
+        except ValueError:
+            return True
+        return False
+
+    def check(self, wrong: Any, *, thread: Optional[Json] = None,
+              result: Optional[Json] = None,
+              blockstats: Optional[Json] = None) -> None:
+        """Check that the answers are refused with that in them."""
+        self.assertTrue(self.refused(
+            {**self.THREAD, **(thread or {})},
+            {**stats(self.PATH, 1, 0), **(result or {})},
+            {**self.DISK, **(blockstats or {})}), wrong)
+
+    def test_types(self) -> None:
+        """All that is used is of the type that QEMU has"""
+        good: List[Any] = [self.THREAD, stats(self.PATH, 1, 0), self.DISK]
+        wrong: Any
+        self.assertFalse(self.refused(*good))
+        for wrong in (None, 5, 'x', []):
+            for i in range(3):
+                answers = [*good]
+                answers[i] = wrong
+                self.assertTrue(self.refused(*answers), (i, wrong))
+        for wrong in self.WRONG:
+            self.check(wrong, thread={'thread-id': wrong})
+            self.check(wrong, thread={'poll-grow': wrong})
+            self.check(wrong, result={'stats': [
+                {'name': 'events', 'value': wrong}]})
+            self.check(wrong, blockstats={
+                'stats': {**READS, 'rd_bytes': wrong}})
+        for wrong in self.WRONG[1:]:
+            self.check(wrong, thread={'id': wrong})
+            self.check(wrong, result={'qom-path': wrong})
+            self.check(wrong, blockstats={'qdev': wrong})
+        for wrong in (5, 'x', {}, [5]):
+            self.check(wrong, thread={'internal': wrong})
+            self.check(wrong, thread={'holders': wrong})
+            self.check(wrong, result={'stats': wrong})
+            self.check(wrong, blockstats={'stats': wrong})
+
+    def test_holders(self) -> None:
+        """Who has virtqueues has a path too, and not too many of them"""
+        path = disk('a')['qom-path']
+        wrong: List[Any] = [
+            None, {}, {'type': 5}, {'type': 'qom-object'},
+            {'type': 'job', 'id': 5}, {'type': 'job', 'vqs': [0]},
+            {'type': 'qom-object', 'qom-path': 5, 'vqs': [0]},
+            {'type': 'qom-object', 'qom-path': path, 'device': {}}]
+        for vqs in (5, '0', {}, ['a', 1], [True], [-1], [1 << 16], [0.0],
+                    [None], [0] * 1025):
+            wrong.append({**disk('a'), 'vqs': vqs})
+        for holder in wrong:
+            self.check(holder, thread={'holders': [holder]})
+
+    def test_more(self) -> None:
+        """What is new is left out, and of no type that matters"""
+        new: Json = {'new': [[{}]]}
+        found = sample(
+            [{**self.THREAD, **new, 'holders': [{**disk('a'), **new}]}],
+            [{'qom-path': self.PATH, 'stats': [
+                {'name': 'new', 'value': [1]}]}], 0, [], 0,
+            [{**self.DISK, **new, 'stats': {**READS, **new}}], 0)
+        self.assertEqual(found, sample(
+            [self.THREAD], [{'qom-path': self.PATH, 'stats': []}], 0, [], 0,
+            [self.DISK], 0))
+
+    def test_order(self) -> None:
+        """Names of more digits than Python has in a number"""
+        names = ['io2', 'io10', 'io' + '1' * 5000]
+        self.assertEqual(sorted(reversed(names), key=natural), names)
+
+
+class FakeVm(Vm):
+    """Has such threads for three samples"""
+
+    def __init__(self, name: str, found: Any) -> None:
+        super().__init__(name, 1)
+        self.found, self.asked = found, 0
+
+    async def update(self) -> None:
+        self.asked += 1
+        self.state, self.threads = UP, self.found
+        if self.asked > 3:
+            self.state = REFUSED
+
+
+class TestAlone(unittest.TestCase):
+    """This program fails, on one QEMU's account: not all's"""
+
+    def setUp(self) -> None:
+        self.vms = FakeVm('bad', [None]), FakeVm('good', [])
+        args = parser().parse_args(['-d', '0.05', 'x'])
+        self.balancers = [Balancer(vm, args) for vm in self.vms]
+
+    def check(self, work: Callable[[Balancer], Awaitable[Any]]) -> str:
+        """Have both work; return what they print."""
+        async def both() -> None:
+            await asyncio.gather(*map(work, self.balancers))
+
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            asyncio.run(both())
+        self.assertEqual(self.vms[0].state, REFUSED)
+        self.assertIn('AttributeError', self.vms[0].why)
+        self.assertEqual(self.vms[1].why, '')
+        return said.getvalue()
+
+    def test_watch(self) -> None:
+        """The other one is watched until its end"""
+        self.assertIn('bad: unsuitable AttributeError',
+                      self.check(Balancer.watch))
+        self.assertEqual([vm.asked for vm in self.vms], [1, 4])
+
+    def test_once(self) -> None:
+        """The other one has its plan"""
+        async def work(balancer: Balancer) -> None:
+            await balancer.vm.update()
+            await balancer.once(True)
+
+        self.check(work)
+        self.assertIn('no IOThread', self.balancers[1].plan.why)
 
 
 class TestRecorded(unittest.TestCase):

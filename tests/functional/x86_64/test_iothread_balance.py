@@ -272,6 +272,41 @@ class IOThreadBalance(QemuSystemTest):
             self.assertEqual(len(vm.tried), 1)
         self.assertEqual(good.places()['disk0'], ['io1'])
 
+    def test_hostile(self) -> None:
+        """QEMUs answer nonsense: the others are balanced all the same"""
+        bad = []
+        for command, answer in (
+                ('query-name', {'name': 5}),
+                *(('query-iothreads', [
+                    {'id': 'io0', 'thread-id': 7, 'holders': [holder]}])
+                  for holder in (
+                      {'type': 'job', 'id': 'x', 'vqs': [0]},
+                      {'type': 'qom-object', 'qom-path': '/x', 'vqs': 5},
+                      {'type': 'qom-object', 'qom-path': 5, 'vqs': [0]}))):
+            bad.append(f'bad{len(bad)}')
+            self.simulate(bad[-1]).monitor.answers[command] = [answer]
+        # This one does when it is asked to move
+        bad.append('late')
+        late = self.simulate('late')
+        late.monitor.answers['qom-get'] = [[{'iothread': 5}]]
+        good = self.simulate('good')
+        said = self.run_tool('--dry-run', *map(self.path, [*bad, 'good']),
+                             code=1)
+        self.assertEqual(said.count('move disk0 (50.0 %) from io0'), 2)
+        found = self.events(
+            *map(self.path, [*bad, 'good']), until=lambda found: {
+                'unsuitable', 'load'} <= {
+                    each.get('state', each['event']) for each in found} and
+            ('late', 'unsuitable') in [(each['name'], each.get('state'))
+                                       for each in found])
+        states = {os.path.basename(each['address']): each for each in found
+                  if each['event'] == 'state'}
+        for name in bad:
+            self.assertEqual(states[name]['state'], 'unsuitable')
+            self.assertIn('makes no sense', states[name]['message'])
+        self.assertEqual(late.tried, [])
+        self.assertEqual(good.places()['disk0'], ['io1'])
+
     def test_stock(self) -> None:
         """A QEMU that does not count is refused"""
         stock = os.environ.get('QEMU_STOCK_BINARY') or \

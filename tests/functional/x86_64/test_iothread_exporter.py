@@ -314,6 +314,11 @@ class IOThreadExporter(IOThreadToolTest):
                     ('query-iothreads', [{**thread, 'holders': [{}]}]),
                     ('query-iothreads', [{**thread, 'holders': [
                         {'type': 'job', 'id': 4}]}]),
+                    ('query-iothreads', [{**thread, 'holders': [
+                        {'type': 'job', 'id': 'x', 'vqs': [0]}]}]),
+                    ('query-iothreads', [{**thread, 'id': None}]),
+                    ('query-iothreads', [{**thread, 'poll-grow': [1]}]),
+                    ('query-name', {'name': 5}),
                     ('query-blockstats', [{'stats': {'rd_bytes': None}}]),
                     ('query-uuid', [None])):
                 bad.append(fake(**{command: [answer]}))

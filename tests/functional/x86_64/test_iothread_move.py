@@ -6,7 +6,8 @@ Disks that move to other IOThreads while their driver uses them
 
 What counts is that each request is answered once and does what it has to, and
 that everything that shows where a disk runs agrees.  QEMU_TEST_MOVES says how
-many random moves are made; the default is for a quick run.
+many random moves are made; the default is for a quick run.  QEMU_TEST_SLOWER
+says how many times as long all may take, as with a sanitizer.
 """
 
 import os
@@ -26,8 +27,9 @@ Json = Dict[str, Any]
 Mapping = List[Json]
 
 MOVES = int(os.environ.get('QEMU_TEST_MOVES', '120'))
+SLOWER = int(os.environ.get('QEMU_TEST_SLOWER', '1'))
 # How long a job, an unplug or QEMU's end may take, in seconds
-PATIENCE = 20
+PATIENCE = 20 * SLOWER
 THREADS = ['io0', 'io1', 'io2']
 QUEUES = 4
 # Requests to each queue at once
@@ -157,7 +159,7 @@ class IOThreadMove(QemuSystemTest):
     def setUp(self) -> None:
         super().setUp()
         # QMP has no timeout of its own: a QEMU that hangs ends the program
-        signal.alarm(100 + MOVES)
+        signal.alarm((100 + MOVES) * SLOWER)
         self.set_machine('pc')
         self.require_device('virtio-scsi-pci')
         self.started: List[QEMUQtestMachine] = []
@@ -726,7 +728,7 @@ class IOThreadMove(QemuSystemTest):
         self.vm.launch()
         self.qemu = self.vm
         guest = GuestConsole(self.vm.console_socket)
-        guest.wait_ready(150)
+        guest.wait_ready(150 * SLOWER)
         guest.run(VERIFY)
         guest.run('until [ -b /dev/sda ]; do usleep 20000; done')
         guest.run('verify /dev/$(disk disk) a; verify /dev/sda b')
@@ -741,7 +743,8 @@ class IOThreadMove(QemuSystemTest):
         guest.run('touch /tmp/end')
         said = guest.run('until [ -e /tmp/resulta1 -a -e /tmp/resulta2 -a '
                          '-e /tmp/resultb1 -a -e /tmp/resultb2 ]; do '
-                         'usleep 20000; done; cat /tmp/result*', 60)
+                         'usleep 20000; done; cat /tmp/result*',
+                         60 * SLOWER)
         self.log.info('%s', said.split())
         self.assertEqual(said.split()[::2], ['good'] * 4, said)
         self.assertGreater(min(map(int, said.split()[1::2])), 1, said)

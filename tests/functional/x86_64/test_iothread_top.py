@@ -634,6 +634,49 @@ class IOThreadTop(IOThreadToolTest):
                 done = self.run_tool('--once', '-d', '0.1', path, code=1)
                 self.assertIn('makes no sense', done.stderr)
 
+    def test_hostile(self) -> None:
+        """One QEMU answers nonsense: the others are shown all the same"""
+        thread = {'id': 'io0', 'thread-id': 7}
+        bad = []
+        with contextlib.ExitStack() as stack:
+            def fake(**answers: List[Any]) -> str:
+                return stack.enter_context(self.fake({
+                    'query-stats iothread': [[self.fake_stats(*range(8))]],
+                    **answers}))
+
+            for command, answer in (
+                    ('query-name', {'name': 5}),
+                    ('query-name', {'name': ['x']}),
+                    ('query-uuid', {'UUID': 5}),
+                    ('query-iothreads', [{**thread, 'id': 5}]),
+                    ('query-iothreads', [{**thread, 'id': None}]),
+                    ('query-iothreads', [{**thread, 'thread-id': True}]),
+                    *(('query-iothreads', [{**thread, 'holders': [holder]}])
+                      for holder in (
+                          {'type': 5}, {'type': 'job', 'id': 5},
+                          {'type': 'job', 'id': 'x', 'vqs': [0]},
+                          *({'type': 'qom-object', 'qom-path': '/d',
+                             'vqs': vqs} for vqs in (5, ['a', 1], [-1])))),
+                    ('query-blockstats', [{'stats': {
+                        'rd_operations': '1', 'wr_operations': 0,
+                        'rd_bytes': 0, 'wr_bytes': 0}}])):
+                bad.append(fake(**{command: [answer]}))
+            # This is odd, and it can be
+            digits = fake(**{'query-iothreads': [[{**thread,
+                                                   'id': '1' * 5000}]]})
+            good = fake()
+            done = self.run_tool('--once', '-d', '0.1', *bad, digits, good,
+                                 code=1)
+            (sample,) = self.samples('--once', '-d', '0.1', *bad, digits,
+                                     good, code=1)
+        for path in bad:
+            self.assertRegex(done.stderr,
+                             rf'{path}\)?: unsuitable: .*no sense')
+        self.assertRegex(done.stdout, rf'{good}\)\n io0 ')
+        self.assertRegex(done.stdout, r'(?m)^ 1+~ ')
+        self.assertEqual([vm['state'] for vm in sample['vms']],
+                         ['unsuitable'] * len(bad) + ['up'] * 2)
+
     def test_guest(self) -> None:
         """What the disks of a real guest do, beside their threads"""
         self.require_accelerator('tcg')

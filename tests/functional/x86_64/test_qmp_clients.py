@@ -18,7 +18,7 @@ import select
 import socket
 import subprocess
 import time
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional, Set
 
 from qemu_test import QemuSystemTest
 
@@ -316,6 +316,78 @@ class QmpClients(QemuSystemTest):
                 self.assertEqual(
                     [message['id'] for message in messages if 'id' in message],
                     list(range(201)))
+
+    def test_last_commands(self) -> None:
+        """What a client sends before it leaves is executed"""
+        for binary in self.programs:
+            with self.subTest(binary):
+                program = self.start(binary)
+                for turn in range(10):
+                    client = self.client(program)
+                    client.negotiate(oob=True)
+                    names = [f'n{turn}-{number}' for number in range(8)]
+                    client.socket.sendall(b''.join(
+                        json.dumps({'execute': 'blockdev-add', 'arguments': {
+                            'driver': 'null-co', 'node-name': name}}).encode()
+                        for name in names))
+                    if turn % 2:
+                        client.socket.shutdown(socket.SHUT_WR)
+                    else:
+                        client.close()
+                    end = time.monotonic() + PATIENCE
+                    while not set(names) <= self.nodes(program):
+                        self.assertLess(time.monotonic(), end)
+
+    @staticmethod
+    def nodes(program: Program) -> Set[str]:
+        """Return the names of all nodes."""
+        program.main.send('query-named-block-nodes', {'flat': True}, 'nodes')
+        return {node['node-name']
+                for node in program.main.answer('nodes')['return']}
+
+    def test_first_commands(self) -> None:
+        """QEMU connects to a client that does not wait for the greeting"""
+        for binary in self.programs:
+            with self.subTest(binary), socket.socket(socket.AF_UNIX) as server:
+                path = os.path.join(self.socket_dir().name, f's{self.count}')
+                server.bind(path)
+                server.listen()
+                server.settimeout(PATIENCE)
+                for _ in range(12):
+                    program = self.start(binary, path)
+                    client = Client(server.accept()[0])
+                    client.send('qmp_capabilities', ident=1)
+                    client.send('query-version', ident=2)
+                    self.assertIn('QMP', client.receive())
+                    self.assertEqual(client.receive()['id'], 1)
+                    self.assertEqual(client.answer(2)['id'], 2)
+                    client.close()
+                    program.end()
+
+    def test_chardev_change(self) -> None:
+        """A character device that is connecting is replaced, and the next"""
+        with socket.socket(socket.AF_UNIX) as server:
+            path = os.path.join(self.socket_dir().name, 'server')
+            server.bind(path)
+            server.listen(1000)
+            program = self.start(self.qemu_bin)
+            connecting = {'type': 'socket', 'data': {
+                'addr': {'type': 'unix', 'data': {'path': path}},
+                'server': False, 'reconnect-ms': 1000}}
+            program.main.send('chardev-add', {
+                'id': 'c', 'backend': {'type': 'null', 'data': {}}}, 0)
+            program.main.answer(0)
+            for turn in range(1, 100):
+                for ident in 'x', 'y', turn:
+                    program.main.send('chardev-change', {
+                        'id': 'c', 'backend': connecting if
+                        isinstance(ident, str) else
+                        {'type': 'null', 'data': {}}}, ident)
+                while True:
+                    message = program.main.answer()
+                    self.assertIn('return', message)
+                    if message['id'] == turn:
+                        break
 
     def test_long(self) -> None:
         """A long command does not take long"""
