@@ -403,13 +403,17 @@ class Waits(QemuSystemTest):
         self.wait(device)
 
         # One that is unplugged meanwhile does not take the others with it
-        self.start('d', device)
-        self.begin('d')
-        self.human('device_del x', 3 * SLOW)
-        self.assertEqual(self.answer(), {'return': {}})
-        self.wait(device)
-        self.start('d', device)
-        self.wait(device)
+        for cd in False, True:
+            if cd:
+                self.qemu.cmd('device_add', driver='scsi-cd', id='x', lun=1,
+                              bus='d.0', drive='nx')
+            self.start('d', device)
+            self.begin('d')
+            self.human('device_del x', 3 * SLOW)
+            self.assertEqual(self.answer(), {'return': {}})
+            self.wait(device)
+            self.start('d', device)
+            self.wait(device)
         self.end()
 
     def test_quit(self) -> None:
