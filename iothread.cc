@@ -7,6 +7,7 @@
  */
 
 #include "qemu/cxx-begin.h"
+#include "block/aio-check.h"
 #include "qapi/clone-visitor.h"
 #include "qapi/error.h"
 #include "qapi/qapi-visit-iothread.h"
@@ -22,6 +23,12 @@
  */
 
 namespace {
+
+#ifdef CONFIG_DEBUG_MUTEX
+constexpr bool check_unused = true;
+#else
+constexpr bool check_unused = false;
+#endif
 
 struct InGLibMemory {
     static void *operator new(size_t size)
@@ -332,6 +339,7 @@ AioContext *iothread_get_aio_context_vqs(IOThread *iothread,
 void iothread_put_aio_context(IOThread *iothread, IOThreadHolderState *holder)
 {
     Hold *hold = nullptr;
+    bool last = false;
 
     WITH_QEMU_LOCK_GUARD(&registry.lock) {
         hold = holder->latest.find(iothread);
@@ -340,6 +348,12 @@ void iothread_put_aio_context(IOThread *iothread, IOThreadHolderState *holder)
         }
         g_queue_unlink(&iothread->holds, &hold->link);
         holder->latest.set(iothread, hold->earlier);
+        last = g_queue_is_empty(&iothread->holds);
+    }
+    /* Unit tests have IOThreads without an AioContext */
+    if (check_unused && last && iothread->ctx &&
+        !aio_context_is_unused(iothread->ctx)) {
+        holder->die("puts an IOThread where handlers or timers are left");
     }
     iothread_tell_holders_changed(iothread);
     delete hold;

@@ -199,13 +199,15 @@ class Formats(Sandbox):
         debian = self.tmp / "debian"
         control = CONTROL + "\n" + CONTROL.split("\n\n")[1].replace(
             "qemu", "qemu-system-x86") + (
-            "Depends: qemu-system-data (>> ${source:Upstream-Version}~)\n")
+            "Depends: qemu-system-data (>> ${source:Upstream-Version}~),\n"
+            " seabios (>> 1.17.0-1~),\n")
         put(debian, {
             "control": control, "control-in": control,
             "control.mk": "system-packages := arm x86\n# system-kvm - list\n",
             "rules": "a = $(if $(filter qemu-system,${P}),y)\n"
             "\t${NINJA} -C b/qemu\n\t    ${NINJA} -C b/qemu install\n"
-            "qemu-builds += $(if x,microvm)\n",
+            "qemu-builds += $(if x,microvm)\n"
+            "\tdh_shlibdeps -a -Nqemu-user\n",
             "qemu-system-common.install": "a\nhw-s390x-virtio-gpu-ccw.so\n"})
         package.trim(debian)
         self.assertEqual((debian / "control").read_text(),
@@ -213,13 +215,14 @@ class Formats(Sandbox):
         text = (debian / "control").read_text()
         self.assertNotIn("Package: qemu\n", text)
         self.assertIn("Package: qemu-system-x86\n", text)
-        self.assertIn("qemu-system-data (>> 1:10.0)", text)
+        self.assertIn("qemu-system-data (>> 1:10.0),\n seabios,\n", text)
         self.assertIn("system-packages := x86\n",
                       (debian / "control.mk").read_text())
         self.assertEqual((debian / "rules").read_text(), (
             "a = $(if $(filter qemu-system-common,${P}),y)\n"
             "\t${NINJA} -C b/qemu $$(python3 debian/fork-installed.py "
-            "b/qemu)\n\t    ${MESON} install -C b/qemu --no-rebuild\n"))
+            "b/qemu)\n\t    ${MESON} install -C b/qemu --no-rebuild\n"
+            "\tdh_shlibdeps -a\n"))
         with self.assertRaisesRegex(Fail, "has no .* any more"):
             package.trim(debian)
 

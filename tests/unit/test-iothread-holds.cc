@@ -5,8 +5,12 @@
  */
 
 #include "qemu/cxx-begin.h"
+#include "block/aio.h"
+#include "qapi/error.h"
 #include "qapi/qapi-types-iothread.h"
+#include "qemu/event_notifier.h"
 #include "qemu/module.h"
+#include "qemu/timer.h"
 #include "qom/object.h"
 #include "system/iothread.h"
 #include "system/iothread-holder.h"
@@ -366,6 +370,42 @@ void put_elsewhere()
     holder.put(io1);
 }
 
+#ifdef CONFIG_DEBUG_MUTEX
+void do_nothing(void *opaque)
+{
+}
+
+/* Nothing of the last holder may be left, as the IOThread may go then */
+template <bool timer_left, bool handler_left> void put_in_use()
+{
+    TestIOThread io;
+    TestHolder holder("disk7");
+    QEMUTimer timer;
+    EventNotifier notifier;
+
+    io.iothread->ctx = aio_context_new(&error_abort);
+    holder.get(io);
+    aio_timer_init(io.iothread->ctx, &timer, QEMU_CLOCK_REALTIME, SCALE_MS,
+                   do_nothing, nullptr);
+    timer_mod(&timer, INT64_MAX / SCALE_MS);
+    event_notifier_init(&notifier, 0);
+    aio_set_fd_handler(io.iothread->ctx, event_notifier_get_fd(&notifier),
+                       do_nothing, nullptr, nullptr, nullptr, nullptr);
+    if (!handler_left) {
+        aio_set_fd_handler(io.iothread->ctx, event_notifier_get_fd(&notifier),
+                           nullptr, nullptr, nullptr, nullptr, nullptr);
+    }
+    if (!timer_left) {
+        timer_del(&timer);
+    }
+    holder.put(io);
+
+    event_notifier_cleanup(&notifier);
+    aio_context_unref(io.iothread->ctx);
+    io.iothread->ctx = nullptr;
+}
+#endif
+
 template <void (*broken)()> void test_abort()
 {
     if (g_test_subprocess()) {
@@ -406,5 +446,12 @@ int main(int argc, char **argv)
                     test_abort<put_once_too_often>);
     g_test_add_func("/iothread-holds/abort/put-elsewhere",
                     test_abort<put_elsewhere>);
+#ifdef CONFIG_DEBUG_MUTEX
+    g_test_add_func("/iothread-holds/put-unused", put_in_use<false, false>);
+    g_test_add_func("/iothread-holds/abort/put-with-handler",
+                    test_abort<put_in_use<false, true>>);
+    g_test_add_func("/iothread-holds/abort/put-with-timer",
+                    test_abort<put_in_use<true, false>>);
+#endif
     return g_test_run();
 }
