@@ -371,9 +371,7 @@ void put_elsewhere()
 }
 
 #ifdef CONFIG_DEBUG_MUTEX
-void do_nothing(void *opaque)
-{
-}
+void do_nothing(void *opaque) {}
 
 /* Nothing of the last holder may be left, as the IOThread may go then */
 template <bool timer_left, bool handler_left> void put_in_use()
