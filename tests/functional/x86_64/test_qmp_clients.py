@@ -325,6 +325,10 @@ class QmpClients(QemuSystemTest):
                 for turn in range(10):
                     client = self.client(program)
                     client.negotiate(oob=True)
+                    # Once this is answered it reads commands, and not only
+                    # that the client has gone
+                    client.send('query-version', ident=1)
+                    client.answer(1)
                     names = [f'n{turn}-{number}' for number in range(8)]
                     client.socket.sendall(b''.join(
                         json.dumps({'execute': 'blockdev-add', 'arguments': {
