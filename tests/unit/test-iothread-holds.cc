@@ -198,9 +198,8 @@ void test_follow()
 {
     TestIOThread io0, io1;
     TestHolder a("a");
-    /* only compared */
-    AioContext *ctx0 = reinterpret_cast<AioContext *>(&io0);
-    AioContext *ctx1 = reinterpret_cast<AioContext *>(&io1);
+    AioContext *ctx0 = aio_context_new(&error_abort);
+    AioContext *ctx1 = aio_context_new(&error_abort);
 
     io0.iothread->ctx = ctx0;
     io1.iothread->ctx = ctx1;
@@ -227,6 +226,8 @@ void test_follow()
     iothread_stopped(io1);
     g_assert_false(iothread_is_ctx(ctx0));
     io0.iothread->ctx = io1.iothread->ctx = nullptr;
+    aio_context_unref(ctx0);
+    aio_context_unref(ctx1);
 }
 
 void test_vqs()
