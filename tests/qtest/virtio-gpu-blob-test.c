@@ -2559,7 +2559,8 @@ static const Test tests[] = {
     { "vcpu-reset-stop", test_vcpu_reset_stop, "*QMP does not answer*" },
     { "reset-many", test_reset_many },
     { "unplug", test_unplug },
-    { "latency", test_latency, "*test_latency*" },
+    /* How long stock takes depends on the host */
+    { "latency", test_latency },
     /* Stock may well end in an endless loop: not for every day */
     { "random", test_random },
     { "vcpu-random", test_vcpu_random },

@@ -16,6 +16,8 @@
 #include <string.h>
 #include <glib.h>
 
+typedef struct AioContext AioContext;
+
 #define ARRAY_SIZE(x) (sizeof(x) / sizeof((x)[0]))
 
 #endif

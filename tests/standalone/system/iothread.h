@@ -9,7 +9,6 @@
 
 #include "qom/object.h"
 
-typedef struct AioContext AioContext;
 typedef struct Error Error;
 
 #include "system/iothread-holder.h"
