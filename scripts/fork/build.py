@@ -12,7 +12,8 @@ from .base import SUBPROJECTS, Base, placeholders
 from .common import (Fail, Progress, Repo, failed, need_space, remove, say,
                      write)
 from .env import Env
-from .series import Series, commits, tip
+from .graft import commits, tip
+from .series import Series
 from .worktree import WorkTree
 
 # Explicit, so that stock and patched are alike on every machine.
@@ -242,7 +243,7 @@ class Builder:
         if unknown := [name for name in names if name not in known]:
             raise Fail(f"there is no topic or change {unknown[0]}; they are "
                        "in patches/series")
-        outcomes = commits(git, base, series.changes)
+        outcomes = commits(git, base, series)
         tip(outcomes, base)
         source = self.repo.build / "each" / "src"
         folder = self.repo.build / "each" / tree.name

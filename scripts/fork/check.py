@@ -11,8 +11,9 @@ from . import mirror
 from .build import Builder
 from .common import Fail, Repo, remove, say
 from .gitrepo import Git
+from .graft import Graft, Outcome, tip
 from .origin import column, origin, trailers
-from .series import (COVER, Outcome, Series, commits, from_commit, tip)
+from .series import COVER, Series, from_commit
 
 # All that is tracked here belongs to QEMU: a change has to name it.
 IN_TREE = re.compile(r"[^/]+\.(cc|hh|c|h)$|(block|hw|monitor|net|qapi|include|"
@@ -270,12 +271,13 @@ def _first_difference(one: bytes, two: bytes) -> str:
     return " (its length)"
 
 
-def topics(git: Git, base: str, series: Series) -> Item:
+def topics(graft: Graft, base: str) -> Item:
     """Each topic applies with no more than what it comes after."""
+    series = graft.series
     item = Item("topics")
     for topic in series.topics:
         try:
-            tip(commits(git, base, series.select(topic)), base)
+            tip(graft.commits(base, series.select(topic), dry=True), base)
         except Fail as error:
             item.errors.append(f"{topic} alone: {error}")
     return item
@@ -343,14 +345,15 @@ def static(repo: Repo, series: Series) -> list[Item]:
 
 def on_base(git: Git, base: str, series: Series
             ) -> tuple[list[Item], list[Outcome]]:
-    outcomes = commits(git, base, series.changes)
+    graft = Graft(git, series)
+    outcomes = graft.commits(base, series.changes)
     applies = guard("applies", lambda: Item(
         "applies", [] if tip(outcomes, base) else []))
     if applies.errors:
         return [applies], []
     return [applies, exact(outcomes),
             round_trip(git, base, series, outcomes),
-            topics(git, base, series),
+            topics(graft, base),
             probes(git, base, outcomes)], outcomes
 
 

@@ -9,10 +9,11 @@ import textwrap
 from pathlib import Path
 
 from .base import Base
-from .common import Fail, Repo, remove, say
+from .common import Fail, Repo, lock, remove, say
 from .formats import write_format
 from .gitrepo import EMAIL, NAME, Git
-from .series import COVER, Series, commits, hints, known, report, tip
+from .graft import THERE, Graft, commits, hints, report, tip
+from .series import COVER, Series
 
 MANIFEST = ".fork-export"  # what an export of files wrote
 
@@ -47,11 +48,15 @@ def apply(repo: Repo, folder: str, topic: str | None, signoff: bool
     with tempfile.TemporaryDirectory(prefix="fork-") as scratch:
         # New objects go to a folder of ours until all is known to fit.
         made = _scratch(repo, git, Path(scratch))
-        there = known(made, head, changes)
-        outcomes = commits(made, head, changes, signoff=who, known=there,
-                           three_way=_originals(repo, made, series))
+        graft = Graft(made, series)
+        if graft.lacking(changes) and _set_up(repo):
+            made = _scratch(repo, git, Path(scratch))
+            graft = Graft(made, series)
+        outcomes = graft.commits(head, changes, signoff=who,
+                                 known=graft.known(head))
         hints(made, head, outcomes)
         say(report(outcomes))
+        there = [o for o in outcomes if o.status == THERE]
         if len(there) == len(changes):
             raise Fail(f"the series is applied already; {path} is as it was")
         try:
@@ -86,7 +91,7 @@ def _scratch(repo: Repo, git: Git, scratch: Path) -> Git:
     """git with its new objects in scratch, and with those of the base at
     hand where it is set up here."""
     objects = scratch / "objects"
-    objects.mkdir()
+    objects.mkdir(exist_ok=True)
     others = [git.objects().resolve(), repo.stock / ".git" / "objects"]
     return Git(git.path, {
         "GIT_OBJECT_DIRECTORY": str(objects),
@@ -94,12 +99,15 @@ def _scratch(repo: Repo, git: Git, scratch: Path) -> Git:
             _quote(str(path)) for path in others if path.is_dir())})
 
 
-def _originals(repo: Repo, git: Git, series: Series) -> bool:
-    """Makes the blobs that the patches were made for, for merges."""
+def _set_up(repo: Repo) -> bool:
+    """Fetches QEMU's source: a merge needs the files that the patches were
+    made for, and the checkout does not have all of them."""
     try:
-        tip(commits(git, Base(repo).commit(), series.changes), "")
+        with lock(repo):
+            Base(repo).ready()
         return True
-    except Fail:
+    except Fail as error:
+        say(f"only files that are QEMU's own can be changed: {error}")
         return False
 
 
@@ -122,7 +130,7 @@ def export(repo: Repo, folder: str, topic: str | None,
     if not changes:
         raise Fail("the series has no changes yet; there is nothing to "
                    "export")
-    outcomes = commits(git, start, changes)
+    outcomes = commits(git, start, series, topic)
     end = tip(outcomes, start)
     partial = path.with_name(path.name + ".partial")
     remove(partial)

@@ -12,8 +12,9 @@ from typing import Callable
 
 from .common import Fail, say, write
 from .gitrepo import EMAIL, EPOCH, NAME, Git
+from .graft import Outcome
 from .origin import trailers
-from .series import Change, Outcome, raw_diff
+from .series import Change, raw_diff
 
 # As patch(1) and git both read them, with the context that both like.
 DIFF = ("-p", "--full-index", "-U3", "--no-renames", "--no-color",

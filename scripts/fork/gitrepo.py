@@ -29,9 +29,14 @@ def clean_env(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return env | dict(extra or {})
 
 
+def seconds(number: int) -> int:
+    """The date of the commit with this number (0 is the base)."""
+    return EPOCH + 60 * number
+
+
 def dates(number: int) -> dict[str, str]:
-    """Identity and date of the commit with this number (0 is the base)."""
-    date = f"{EPOCH + 60 * number} +0000"
+    """Identity and date of the commit with this number."""
+    date = f"{seconds(number)} +0000"
     return {"GIT_AUTHOR_NAME": NAME, "GIT_AUTHOR_EMAIL": EMAIL,
             "GIT_AUTHOR_DATE": date, "GIT_COMMITTER_NAME": NAME,
             "GIT_COMMITTER_EMAIL": EMAIL, "GIT_COMMITTER_DATE": date}

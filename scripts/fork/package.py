@@ -17,7 +17,7 @@ from .common import Fail, Repo, need_space, remove, say, step, whole, write
 from .env import INSTALL, SUITE, Env
 from .formats import DEBIAN, entry, write_format
 from .gitrepo import EMAIL, NAME
-from .series import Series, commits, tip
+from .series import Series
 
 MAINTAINER = f"{NAME} <{EMAIL}>"
 DATE = "Thu, 01 Jan 2026 00:00:00 +0000"  # as the series' commits
@@ -164,7 +164,7 @@ class Packages:
 
     def add_series(self, tree: Path) -> None:
         git, start = self.base.git(), self.base.commit()
-        outcomes = commits(git, start, Series.load(self.repo).changes)
+        outcomes = commits(git, start, Series.load(self.repo))
         tip(outcomes, start)
         write_format("debian", git, start, outcomes, tree, self.base.version)
         remove(tree / f"changelog.{DEBIAN}")

@@ -7,8 +7,9 @@ import json
 from .base import Base, placeholders
 from .common import Fail, Repo, say, slug, write
 from .gitrepo import Git, dates
+from .graft import commits, tip
 from .origin import refresh_column
-from .series import (Change, Series, commits, from_commit, raw_diff, tip)
+from .series import Change, Series, from_commit, raw_diff
 
 BRANCH = "fork"
 
@@ -52,7 +53,7 @@ class WorkTree:
             placeholders(self.path)
             return
         try:
-            made = tip(commits(self.base.git(), base, series.changes), base)
+            made = tip(commits(self.base.git(), base, series), base)
         except Fail as error:
             if state and state["base"] != base:
                 old = state["base"][:12]
@@ -130,7 +131,7 @@ class WorkTree:
         after = self._named(before, found, topic)
         after.save(before)
         again = Series.load(self.repo)
-        made = tip(commits(self.base.git(), base, again.changes), base)
+        made = tip(commits(self.base.git(), base, again), base)
         if self.git.tree(made) != self.git.tree("HEAD"):
             raise Fail("the refreshed series does not give the tree that "
                        "it was made from; that is a fault of this command")

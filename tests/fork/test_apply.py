@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """./fork apply: all of the series or nothing, the same every time."""
 import unittest
+from pathlib import Path
 
 from sandbox import CHANGES, NEW, SERIES, Sandbox, put, snapshot
 
@@ -156,25 +157,107 @@ class Apply(Sandbox):
         self.assertEqual(self.git(self.qemu, "rev-parse", "HEAD"), head)
         self.assertFalse((self.qemu / "include").exists())
 
-    def test_tells_offsets(self) -> None:
+    def test_tells_merges(self) -> None:
         text = (self.qemu / "iothread.c").read_text()
         (self.qemu / "iothread.c").write_text("/* moved */\n" * 3 + text)
         self.commit(self.qemu, "-m", "moved")
-        self.assertIn("iothread.c hunk 2 fits with an offset of 3 lines",
+        self.assertIn("fits by a three-way merge: iothread.c",
                       self.fork("apply", self.qemu))
 
-    def test_merges_three_ways_with_the_base_at_hand(self) -> None:
-        """Half of a change is in their QEMU already."""
+    def half(self) -> Path:
+        """A QEMU with half of a change, and without the original file."""
         theirs = self.checkout("theirs")
         self.edit(theirs / "iothread.c", "return 17;", "return hold(17);")
-        self.commit(theirs, "-m", "a part of it")
-        self.assertIn("holders/users: does not fit",
-                      self.fork("apply", theirs, code=1))
+        self.git(theirs, "commit", "-qa", "--amend", "-m", "a part of it")
+        self.git(theirs, "reflog", "expire", "--expire=all", "--all")
+        self.git(theirs, "gc", "-q", "--prune=now")
+        return theirs
+
+    def test_merges_with_the_base_at_hand(self) -> None:
+        theirs = self.half()
+        said = self.fork("apply", theirs, code=1)
+        self.assertIn("only files that are QEMU's own can be changed: QEMU "
+                      "10.2.2 cannot be fetched", said)
+        self.assertIn("holders/users: does not fit\n    iothread.c is "
+                      "another, and the original, for a merge, is not at "
+                      "hand", said)
         self.builder()
         self.assertIn("fits by a three-way merge",
                       self.fork("apply", theirs))
         self.assertIn("return hold(3);", (theirs / "iothread.c").read_text())
         self.git(theirs, "fsck", "--strict")
+
+    def test_fetches_the_base_for_a_merge(self) -> None:
+        url = self.tarball(self.qemu).as_uri()
+        put(self.root, {"base.toml": "[qemu]\nversion = \"10.2.2\"\n"
+                        f"[upstream]\nurl = \"{url}\"\n"})
+        self.assertIn("fits by a three-way merge: iothread.c",
+                      self.fork("apply", self.half()))
+
+    def series(self, *changes: tuple[str, str, str, str]) -> None:
+        """A series of its own: topics, each with a change of one file."""
+        scratch = self.tmp / "series"
+        self.git(self.tmp, "clone", "-q", str(self.qemu), str(scratch))
+        lines = ""
+        for topic, path, old, new in changes:
+            self.edit(scratch / path, old, new)
+            hunks = self.git(scratch, "diff", "--full-index", "-U1")
+            self.git(scratch, "commit", "-qam", topic)
+            name = topic.split()[0]
+            put(self.root, {f"patches/{name}/it.patch": f"{name}: it\n\n"
+                            f"It is.\n\nForwarded: no\n---\n{hunks}"})
+            lines += f"topic {topic}\nchange {name}/it\n"
+        put(self.root, {"patches/series": lines})
+
+    def repetitive(self) -> None:
+        """A hunk with one context line has four places in this file; with
+        the other topic the third is where the patch has its line number."""
+        function = "int f{}(void)\n{{\n    int cached;\n\n    go();\n}}\n"
+        put(self.qemu, {"cached.c": "".join(map(function.format, range(4)))})
+        self.commit(self.qemu, "-m", "a file")
+        self.series(
+            ("long", "cached.c", "int f0", "/* long */\n" * 12 + "int f0"),
+            ("place", "cached.c",
+             "int f1(void)\n{\n    int cached;\n",
+             "int f1(void)\n{\n    int cached;\n    int result;\n"))
+
+    def test_a_topic_alone_has_its_hunks_at_their_place(self) -> None:
+        self.repetitive()
+        self.fork("apply", self.qemu, "--topic", "place")
+        self.assertIn("int f1(void)\n{\n    int cached;\n    int result;\n",
+                      (self.qemu / "cached.c").read_text())
+
+    def test_a_hunk_does_not_go_in_twice(self) -> None:
+        self.repetitive()
+        for topic in ("place", "long"):
+            self.fork("apply", self.qemu, "--topic", topic)
+        self.assertIn("applied already",
+                      self.fork("apply", self.qemu, code=1))
+        self.assertEqual((self.qemu / "cached.c").read_text().count(
+            "int result;"), 1)
+
+    def test_knows_a_topic_below_another(self) -> None:
+        self.series(
+            ("one", "iothread.c", "return 7;", "return one(7);"),
+            ("two after one", "iothread.c", "one(7)", "one(two(7))"),
+            ("three after one", "monitor/monitor.c", "return 1;",
+             "return 3;"))
+        for topic in ("one", "two"):
+            self.fork("apply", self.qemu, "--topic", topic)
+        said = self.fork("apply", self.qemu, "--topic", "three")
+        self.assertIn("one/it: is there already", said)
+
+    def test_two_edits_side_by_side(self) -> None:
+        """A topic without another that has edited the lines beside."""
+        put(self.qemu, {"list": "a\n\nz\n"})
+        self.commit(self.qemu, "-m", "a file")
+        self.series(("one", "list", "\nz", "\none\n\nz"),
+                    ("two", "list", "\nz", "\ntwo\n\nz"))
+        self.fork("apply", self.qemu, "--topic", "two")
+        self.assertEqual((self.qemu / "list").read_text(),
+                         "a\n\ntwo\n\nz\n")
+        self.assertIn("applied already", self.fork(
+            "apply", self.qemu, "--topic", "two", code=1))
 
     def test_a_conflict_does_not_fit(self) -> None:
         theirs = self.checkout("theirs")

@@ -151,9 +151,14 @@ class Check(Sandbox):
         path = self.root / "patches/shutdown/kick.patch"
         line = next(x for x in path.read_text().split("\n")
                     if x.startswith("index"))
-        self.edit(path, line, line[:20] + ("0" if line[20] != "0" else "1")
-                  + line[21:])
-        self.found("round trip", "kick.patch is not as git writes it")
+        for at, rule, what in (
+                (20, "applies", "monitor/monitor.c is another"),
+                (60, "round trip", "kick.patch is not as git writes it")):
+            other = line[:at] + ("0" if line[at] != "0" else "1") \
+                + line[at + 1:]
+            self.edit(path, line, other)
+            self.found(rule, what)
+            self.edit(path, other, line)
 
     def test_wider_context(self) -> None:
         """Hunks have one line of context: that is what keeps a rebase

@@ -19,8 +19,9 @@ from fork.base import Base
 from fork.common import Fail, Repo
 from fork.env import Env
 from fork.gitrepo import Git, clean_env
+from fork.graft import commits, tip
 from fork.origin import trailers
-from fork.series import Series, commits, tip
+from fork.series import Series
 
 CONTROL = """\
 Source: qemu
@@ -260,7 +261,7 @@ class Formats(Sandbox):
         base = Base(Repo(TOP))
         git, start = base.git(), base.commit()
         wanted = git.tree(tip(commits(
-            git, start, Series.load(Repo(TOP)).changes), start))
+            git, start, Series.load(Repo(TOP))), start))
         for form in ("quilt", "rpm", "overlay"):
             with self.subTest(form):
                 top = self.folder("fork-real-")
