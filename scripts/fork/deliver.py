@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import tempfile
 import textwrap
 from pathlib import Path
@@ -138,7 +139,7 @@ def export(repo: Repo, folder: str, topic: str | None,
     try:
         if form == "mbox":
             _mails(base, git, start, end, series, topic, partial)
-            how = f"`git am {path}/*.patch` takes them"
+            how = f"`git am {shlex.quote(str(path))}/*.patch` takes them"
         else:
             how = write_format(form, git, start, outcomes, partial,
                                base.version)

@@ -38,6 +38,7 @@ class Outcome:
     status: str = "not tried"
     notes: list[str] = field(default_factory=list)
     commit: str = ""
+    foreign: bool = False  # merged into a file that is not QEMU's
 
 
 @dataclass
@@ -168,6 +169,7 @@ class Objects:
         self.git = git
         self.blobs: dict[str, bytes | None] = {}
         self.merges: dict[tuple[str, str, str], str | None] = {}
+        self.written: set[str] = set()
 
     def read(self, names: Iterable[str]) -> None:
         """Reads blobs, all at once; None is one that git has not."""
@@ -216,14 +218,16 @@ class Objects:
 
     def write(self, kind: str, objects: Mapping[str, bytes]) -> None:
         """Has git write objects; it looks at their form as well."""
+        todo = [name for name in objects if name not in self.written]
         with tempfile.TemporaryDirectory(prefix="fork-") as folder:
             paths = ""
-            for name, data in objects.items():
-                (Path(folder) / name).write_bytes(data)
+            for name in todo:
+                (Path(folder) / name).write_bytes(objects[name])
                 paths += f"{folder}/{name}\n"
             found = self.git("hash-object", "-w", "-t", kind, "--no-filters",
                              "--stdin-paths", data=paths.encode()).split()
-        if found != list(objects):
+        self.written |= set(todo)
+        if found != todo:
             raise Fail("this git has other ids than SHA-1; the series is for "
                        "a checkout with these")
 
@@ -306,6 +310,7 @@ class Graft:
         self.notes: dict[str, list[str]] = {}
         self.faults: dict[str, list[str]] = {}
         now = series.base_blobs()
+        self.originals = dict(now)
         self.objects.read(now.values())
         # Files whose original git has not; there are only ids then.
         self.missing = {path for path, name in now.items()
@@ -411,6 +416,8 @@ class Graft:
         outcomes = [Outcome(change) for change in changes]
         tree = Tree(self.git, base)
         now = self._files(tree)
+        foreign = {path for path, name in self.originals.items()
+                   if now.get(path, ABSENT)[1] != name}
         parent = base
         blobs: dict[str, bytes] = {}
         made: dict[str, bytes] = {}
@@ -421,6 +428,8 @@ class Graft:
                 outcome.notes = [n for n in [known[change.name]] if n]
                 continue
             after = self._fit(outcome, now)
+            outcome.foreign = bool(foreign & {
+                edit.path for edit in self.edits[change.name]})
             if outcome.status != OK:
                 parent = "" if outcome.status == MISFIT else parent
                 continue
@@ -508,11 +517,15 @@ def commits(git: Git, base: str, series: Series, topic: str | None = None
 
 
 def hints(git: Git, base: str, outcomes: Iterable[Outcome]) -> None:
-    """Notes for what does not fit: may QEMU's own form be in the way?"""
+    """Notes: may QEMU's own form be in the way, or there beside ours?"""
     release = _numbers(git.raw("show", f"{base}:VERSION").stdout.decode())
     for outcome in outcomes:
         upstream = origin(outcome.change.message)
         rows = upstream.same or upstream.weaker
+        if outcome.status == OK and outcome.foreign and upstream.same \
+                and not upstream.probes:
+            outcome.notes.append(f"look whether this tree has QEMU's own "
+                                 f"form, {upstream.short()}")
         if outcome.status != MISFIT or not rows:
             continue
         seen = upstream.probes and all(holds(git, base, *p)

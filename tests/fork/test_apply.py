@@ -82,6 +82,18 @@ class Apply(Sandbox):
         self.assertIn("3 changes applied to", said)
         self.assertIn("return 3;", (self.qemu / "iothread.c").read_text())
 
+    def test_asks_to_look_where_there_is_no_probe(self) -> None:
+        self.edit(self.root / "patches/holders/users.patch",
+                  "Probe: iothread.c: upstream_hold\n", "")
+        asked = "holders/users: ok\n    fits by a three-way merge: " \
+            "iothread.c\n    look whether this tree has QEMU's own form, " \
+            "upstream since 11.1.0"
+        other = self.checkout("other")
+        self.assertNotIn("look whether", self.fork("apply", other))
+        self.edit(self.qemu / "iothread.c", "return 9;", "return 99;")
+        self.commit(self.qemu, "-m", "theirs")
+        self.assertIn(asked, self.fork("apply", self.qemu))
+
     def test_tells_that_qemu_may_have_it(self) -> None:
         put(self.qemu, {"VERSION": "11.0.1\n"})
         self.edit(self.qemu / "monitor/monitor.c", "return 1;", "return 2;")

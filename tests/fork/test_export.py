@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """./fork export: mails that git am takes, the same bytes every time."""
+import shlex
 import unittest
 
 from sandbox import CHANGES, Sandbox, put, snapshot
@@ -29,6 +30,10 @@ class Export(Sandbox):
         self.assertEqual(
             self.git(self.qemu, "log", "--format=%B", "-4"),
             self.git(other, "log", "--format=%B", "-4"))
+
+    def test_the_hint_is_for_a_shell(self) -> None:
+        self.assertIn(f"git am {shlex.quote(str(self.mails))}/*.patch",
+                      self.export())
 
     def test_names_and_cover(self) -> None:
         self.export()
