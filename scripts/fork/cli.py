@@ -18,6 +18,13 @@ EPILOG = """All that is built or fetched goes to build/ and may be removed.
 A second run does only what is missing."""
 
 
+def minutes(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):  # nan is not, either
+        raise ValueError
+    return value
+
+
 def parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     group = common.add_argument_group("where things come from")
@@ -106,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
     load.add_argument("jobs", nargs="*", metavar="JOB",
                       help="a job; all of them in turn if none: "
                       + " ".join(stress.JOBS))
-    load.add_argument("--minutes", type=float, default=30, metavar="N",
+    load.add_argument("--minutes", type=minutes, default=30, metavar="N",
                       help="how long (default: 30)")
     load.add_argument("--seed", type=int, metavar="S",
                       help="the same seed gives the same sequences")

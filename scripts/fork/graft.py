@@ -380,7 +380,8 @@ class Graft:
         Those that QEMU has in its own form have probes.
         """
         found: dict[str, str] = {}
-        now = self._files(Tree(self.git, base))
+        tree = Tree(self.git, base)
+        now = self._files(tree)
         for change in reversed(self.series.changes):
             edits = self.edits[change.name]
             back = {}
@@ -394,13 +395,17 @@ class Graft:
             if edits and len(back) == len(edits):
                 now |= back
                 found[change.name] = ""
-        for change in self.series.changes:
-            upstream = origin(change.message)
-            if change.name not in found and upstream.same \
-                    and upstream.probes and all(
-                        holds(self.git, base, *p) for p in upstream.probes):
-                found[change.name] = \
-                    f"in QEMU's own form, {upstream.short()}"
+        rest = {change.name: origin(change.message)
+                for change in self.series.changes if change.name not in found}
+        self.objects.read(tree.get(path)[1] for upstream in rest.values()
+                          for path, _ in upstream.probes
+                          if tree.get(path) != ABSENT)
+        for name, upstream in rest.items():
+            if upstream.same and upstream.probes and all(
+                    what.encode() in (self.objects.blobs.get(
+                        tree.get(path)[1]) or b"")
+                    for path, what in upstream.probes):
+                found[name] = f"in QEMU's own form, {upstream.short()}"
         return found
 
     def commits(self, base: str, changes: Sequence[Change], *,

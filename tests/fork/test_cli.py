@@ -29,6 +29,11 @@ class Commands(Sandbox):
         self.assertIn("there is no test suite x; the suites are fork,",
                       self.fork("test", "x", code=1))
 
+    def test_minutes(self) -> None:
+        for bad in ("-1", "0", "nan", "inf", "x"):
+            self.assertIn("--minutes", self.fork(
+                "stress", f"--minutes={bad}", code=2))
+
     def test_refresh_before_build(self) -> None:
         self.assertIn("run ./fork build", self.fork("refresh", code=1))
 
