@@ -45,15 +45,16 @@ typedef struct Gpu {
 static int patience_us = 30 * 1000 * 1000;
 
 /* @binary is what qtest_init_ext() takes */
-static QTestState *qemu_new(const char *binary, int outputs, const char *more)
+static QTestState *qemu_new(const char *binary, const char *device,
+                            int outputs, const char *more)
 {
     g_autofree char *preload = g_canonicalize_filename(
         g_test_get_filename(G_TEST_BUILT, "fake-udmabuf.so", NULL), NULL);
     g_autofree char *args = g_strdup_printf(
         "-machine pc,memory-backend=ram -nodefaults -vga none "
         "-object memory-backend-memfd,id=ram,size=64M,share=on "
-        "-device virtio-gpu-pci,id=gpu,addr=%d,blob=on,max_outputs=%d %s",
-        SLOT, outputs, more);
+        "-device %s,id=gpu,addr=%d,blob=on,max_outputs=%d %s",
+        device, SLOT, outputs, more);
     QTestState *s;
 
     g_assert_true(g_file_test(preload, G_FILE_TEST_EXISTS));
@@ -63,18 +64,8 @@ static QTestState *qemu_new(const char *binary, int outputs, const char *more)
     return s;
 }
 
-static Gpu *gpu_new_outputs(const char *binary, int outputs)
+static void start_driver(Gpu *g)
 {
-    QPCIAddress addr = { .devfn = QPCI_DEVFN(SLOT, 0) };
-    Gpu *g = g_new0(Gpu, 1);
-
-    g->outputs = outputs;
-    g->s = qemu_new(binary, outputs, "");
-
-    alloc_init(&g->alloc, ALLOC_NO_FLAGS, MiB, BLOB_BASE, PAGE);
-    g->bus = qpci_new_pc(g->s, &g->alloc);
-    g->dev = virtio_pci_new(g->bus, &addr);
-    qvirtio_pci_device_enable(g->dev);
     qvirtio_start_device(&g->dev->vdev);
     qvirtio_set_features(
         &g->dev->vdev, qvirtio_get_features(&g->dev->vdev) &
@@ -82,8 +73,29 @@ static Gpu *gpu_new_outputs(const char *binary, int outputs)
     g->ctrl = qvirtqueue_setup(&g->dev->vdev, &g->alloc, 0);
     g->cursor = qvirtqueue_setup(&g->dev->vdev, &g->alloc, 1);
     qvirtio_set_driver_ok(&g->dev->vdev);
+}
+
+static Gpu *gpu_new_device(const char *binary, const char *device,
+                           int outputs)
+{
+    QPCIAddress addr = { .devfn = QPCI_DEVFN(SLOT, 0) };
+    Gpu *g = g_new0(Gpu, 1);
+
+    g->outputs = outputs;
+    g->s = qemu_new(binary, device, outputs, "");
+
+    alloc_init(&g->alloc, ALLOC_NO_FLAGS, MiB, BLOB_BASE, PAGE);
+    g->bus = qpci_new_pc(g->s, &g->alloc);
+    g->dev = virtio_pci_new(g->bus, &addr);
+    qvirtio_pci_device_enable(g->dev);
+    start_driver(g);
     g->buffer = guest_alloc(&g->alloc, 2 * BUFFER_SIZE);
     return g;
+}
+
+static Gpu *gpu_new_outputs(const char *binary, int outputs)
+{
+    return gpu_new_device(binary, "virtio-gpu-pci", outputs);
 }
 
 static Gpu *gpu_new(void)
@@ -389,6 +401,95 @@ static void test_blob_is_no_image(void)
     gpu_free(g);
 }
 
+/* --- The VGA that has the same display ----------------------------------- */
+
+static void vga_write(Gpu *g, uint16_t port, uint8_t index, uint8_t value)
+{
+    qtest_outb(g->s, port, index);
+    qtest_outb(g->s, port + 1, value);
+}
+
+/* Either columns and rows of text, or pixels of a picture of four bits */
+static void vga_mode(Gpu *g, bool text, int columns, int lines)
+{
+    int end = lines * (text ? 16 : 1) - 1;
+
+    qtest_outb(g->s, 0x3c2, 1); /* the registers at 0x3d4 */
+    vga_write(g, 0x3d4, 1, columns / (text ? 1 : 8) - 1);
+    vga_write(g, 0x3d4, 7, (end >> 7 & 2) | (end >> 3 & 0x40));
+    vga_write(g, 0x3d4, 9, text ? 15 : 0);
+    vga_write(g, 0x3d4, 0x12, end);
+    vga_write(g, 0x3d4, 0x13, 80);
+    vga_write(g, 0x3d4, 0x17, 3);
+    vga_write(g, 0x3ce, 6, !text);
+    qtest_inb(g->s, 0x3da);
+    qtest_outb(g->s, 0x3c0, 0x20);
+}
+
+/* All that is shown has another colour */
+static void vga_palette(Gpu *g, uint8_t red)
+{
+    qtest_outb(g->s, 0x3c8, 0);
+    qtest_outb(g->s, 0x3c9, red);
+    qtest_outb(g->s, 0x3c9, 0);
+    qtest_outb(g->s, 0x3c9, 0);
+}
+
+static void vga_blank(Gpu *g)
+{
+    qtest_inb(g->s, 0x3da);
+    qtest_outb(g->s, 0x3c0, 0);
+}
+
+/* VGA does not draw into what the device has shown, which may be smaller */
+static void test_vga_after_reset(void)
+{
+    static const struct {
+        bool text;
+        int columns, lines, width;
+    } modes[] = {
+        { true, 80, 25, 720 },
+        { false, 640, 480, 640 },
+    };
+    Gpu *g = gpu_new_device(NULL, "virtio-vga", 1);
+
+    for (int i = 0; i < 2 * ARRAY_SIZE(modes); i++) {
+        int mode = i / 2;
+
+        vga_mode(g, modes[mode].text, modes[mode].columns, modes[mode].lines);
+        g_assert_cmpint(look(g), ==, modes[mode].width);
+        assert_answer(create_2d(g, 1, 16, 16), VIRTIO_GPU_RESP_OK_NODATA);
+        assert_answer(attach(g, 1, BLOB_BASE, 1024),
+                      VIRTIO_GPU_RESP_OK_NODATA);
+        assert_answer(set_scanout(g, 1, 16, 16), VIRTIO_GPU_RESP_OK_NODATA);
+        g_assert_cmpint(look(g), ==, 16);
+        if (i % 2) {
+            vga_blank(g);
+        } else {
+            vga_palette(g, i + 1);
+        }
+        qvirtqueue_cleanup(g->dev->vdev.bus, g->ctrl, &g->alloc);
+        qvirtqueue_cleanup(g->dev->vdev.bus, g->cursor, &g->alloc);
+        start_driver(g);
+        g_assert_cmpint(look(g), ==, modes[mode].width);
+    }
+    gpu_free(g);
+}
+
+/* A picture that has as many pixels as the text has characters */
+static void test_vga_modes(void)
+{
+    Gpu *g = gpu_new_device(NULL, "virtio-vga", 1);
+
+    for (int i = 0; i < 3; i++) {
+        vga_mode(g, true, 128, 64);
+        g_assert_cmpint(look(g), ==, 128 * 9);
+        vga_mode(g, false, 128, 64);
+        g_assert_cmpint(look(g), ==, 128);
+    }
+    gpu_free(g);
+}
+
 /* --- Migration ----------------------------------------------------------- */
 
 #define STOCK_BINARY "QTEST_QEMU_STOCK_BINARY"
@@ -420,7 +521,7 @@ static bool move_to(Gpu *g, const char *binary)
     g_assert_true(wait_migrated(g->s));
     qtest_quit(g->s);
 
-    g->s = qemu_new(binary, g->outputs, "-incoming defer");
+    g->s = qemu_new(binary, "virtio-gpu-pci", g->outputs, "-incoming defer");
     g->bus->qts = g->s;
     qtest_qmp_assert_success(
         g->s, "{ 'execute': 'migrate-incoming', 'arguments': "
@@ -592,6 +693,9 @@ static const Test tests[] = {
     { "frame-buffer", test_frame_buffer,
       "*test_frame_buffer*0x00001100 == *" },
     { "blob-is-no-image", test_blob_is_no_image, "*QEMU death*" },
+    /* QEMU dies, or goes on with what it has overwritten */
+    { "vga-after-reset", test_vga_after_reset, "*tests/qtest/*" },
+    { "vga-modes", test_vga_modes, "*tests/qtest/*" },
     { "migrate", test_migrate, "*test_migrate*" },
     { "migrate-detached", test_migrate_detached, NULL },
     { "migrate-to-stock", test_migrate_stock, NULL },

@@ -76,6 +76,7 @@ static void add(const char *name, StockTest *test)
 #define CTRL 0
 #define CMD 2
 #define CDB_SIZE 24 /* in the configuration */
+#define SCSI_STATUS 10 /* in the answer */
 
 typedef struct QEMU_PACKED ScsiCmd {
     uint8_t lun[8];
@@ -853,12 +854,17 @@ static void test_enable_again(const char *binary)
     dev_free(d);
 }
 
-/* A legacy driver changes features while an IOThread works on the rings */
+/*
+ * A legacy driver changes features while an IOThread works on the rings.  Those
+ * that change a ring do not count, and the others do: there are drivers that
+ * set features only now.
+ */
 static void test_legacy_features(const char *binary)
 {
     enum { IO = 0xc000 };
     const uint32_t config = 0x80000000 | QPCI_DEVFN(4, 0) << 8;
     const uint32_t features = 1u << VIRTIO_BLK_F_FLUSH;
+    const uint32_t more = features | 1u << VIRTIO_BLK_F_BLK_SIZE;
     Dev *d = dev_start(binary, "-device virtio-blk-pci,addr=4,drive=n,"
                        "iothread=io0,disable-modern=on");
 
@@ -883,6 +889,9 @@ static void test_legacy_features(const char *binary)
         qtest_outl(d->s, IO + VIRTIO_PCI_GUEST_FEATURES, features | EVENT_IDX);
         g_assert_cmphex(qtest_inl(d->s, IO + VIRTIO_PCI_GUEST_FEATURES), ==,
                         features);
+        qtest_outl(d->s, IO + VIRTIO_PCI_GUEST_FEATURES, more);
+        g_assert_cmphex(qtest_inl(d->s, IO + VIRTIO_PCI_GUEST_FEATURES), ==,
+                        more);
     }
     assert_alive(d);
     qtest_quit(d->s);
@@ -1068,6 +1077,83 @@ static void test_dma_scsi(const char *binary)
 
     qtest_memwrite(d->s, BUFFERS, &read_10, sizeof(read_10));
     dma_and_stop(d, 0, CMD, chain, 3);
+}
+
+static int64_t scsi_in_use(Dev *d)
+{
+    QDict *rsp = qtest_qmp(
+        d->s, "{ 'execute': 'x-query-virtio-queue-status', 'arguments': {"
+        "  'path': '/machine/peripheral/scsi/virtio-backend', 'queue': 2 } }");
+    int64_t inuse = qdict_get_int(qdict_get_qdict(rsp, "return"), "inuse");
+
+    qobject_unref(rsp);
+    return inuse;
+}
+
+static void write_pam(Dev *d, uint8_t value)
+{
+    qtest_outl(d->s, 0xcf8, 0x80000000 | 0x5c);
+    qtest_outb(d->s, 0xcfc, value);
+}
+
+/* The command is in the first buffer */
+static void send_scsi(Dev *d, const ScsiCmd *cmd, const Buffer *chain, int n)
+{
+    qtest_memwrite(d->s, BUFFERS, cmd, sizeof(*cmd));
+    write_chain(d, CMD, 0, chain, n);
+    make_available(d, CMD, 0);
+    kick(d, CMD);
+}
+
+/*
+ * A read that flushes first, which takes a while.  Meanwhile its buffer at
+ * 0xd0000 is RAM no more: the read fails, and nobody waits for the RAM.
+ */
+static void test_dma_not_ram_any_more(const char *binary)
+{
+    Dev *d = scsi_new(binary, "-blockdev null-co,node-name=slow,"
+                      "read-zeroes=on,latency-ns=1000000000 " SCSI_IOTHREAD
+                      "-device scsi-hd,drive=slow,bus=scsi.0,scsi-id=1");
+    static const ScsiCmd write_10 = {
+        .lun = { 1, 1, 0x40 },
+        .cdb = { 0x2a, [8] = 1 },
+    };
+    static const ScsiCmd read_10_fua = {
+        .lun = { 1, 1, 0x40 },
+        .cdb = { 0x28, 0x08, [8] = 1 },
+    };
+    Buffer out[] = {
+        { BUFFERS, 51, 0 },
+        { BUFFERS + 2 * PAGE, 512, 0 },
+        { BUFFERS + PAGE, 108, VRING_DESC_F_WRITE },
+    };
+    Buffer in[] = {
+        { BUFFERS, 51, 0 },
+        { BUFFERS + PAGE, 108, VRING_DESC_F_WRITE },
+        { 0xd0000, 512, VRING_DESC_F_WRITE },
+    };
+
+    driver_ok(d);
+    /* The first command only gets to know that the device is new */
+    send_scsi(d, &test_unit_ready, in, 2);
+    wait_used(d, CMD, 1);
+    /* There must be something to flush */
+    send_scsi(d, &write_10, out, 3);
+    wait_used(d, CMD, 2);
+    g_assert_cmpint(qtest_readb(d->s, BUFFERS + PAGE + SCSI_STATUS), ==, 0);
+
+    write_pam(d, 0x33);
+    send_scsi(d, &read_10_fua, in, 3);
+    for (int i = 0; i < 500 && !scsi_in_use(d); i++) {
+        g_usleep(1000);
+    }
+    write_pam(d, 0);
+    wait_used(d, CMD, 3);
+    g_assert_cmphex(get_status(d) & VIRTIO_CONFIG_S_NEEDS_RESET, ==, 0);
+    /* CHECK CONDITION */
+    g_assert_cmpint(qtest_readb(d->s, BUFFERS + PAGE + SCSI_STATUS), ==, 2);
+    qtest_qmp_assert_success(d->s, "{ 'execute': 'stop' }");
+    dev_free(d);
 }
 
 static void test_dma_balloon(const char *binary)
@@ -1497,6 +1583,8 @@ int main(int argc, char **argv)
     add_both("dma/blk-write", test_dma_blk_write, run_stock_hangs);
     add_both("dma/blk-indirect", test_dma_blk_indirect, run_stock_hangs);
     add_both("dma/scsi", test_dma_scsi, run_stock_hangs);
+    qtest_add_data_func("/virtio-hardening/dma/not-ram-any-more",
+                        test_dma_not_ram_any_more, run_test);
     add_both("dma/balloon", test_dma_balloon, run_stock_hangs);
     add_both("dma/ring", test_dma_ring, run_stock_hangs);
     add_both("dma/to-itself-iothread", test_dma_to_itself_iothread,

@@ -11,6 +11,7 @@
 #include "qemu/osdep.h"
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include "libqos/libqos.h"
 #include "qemu/bswap.h"
 #include "qemu/units.h"
@@ -714,6 +715,36 @@ static void test_net_unplug(const char *binary)
     finish(d);
 }
 
+/* A filter does not pass on what a NIC has sent that is gone */
+static void test_net_filter(const char *binary)
+{
+    Buffer b = { BUFFERS, 80, 0 };
+    Dev *d;
+
+    /* Memory that is freed does not stay as it was, nor is it used again */
+    g_setenv("GLIBC_TUNABLES",
+             "glibc.malloc.perturb=85:glibc.malloc.tcache_count=0", true);
+    d = dev_new(binary, "-netdev hubport,id=other,hubid=0 "
+                        "-object filter-buffer,id=filter,netdev=net,"
+                        "interval=1000000 " NET_HUB NET_NIC);
+    g_unsetenv("GLIBC_TUNABLES");
+
+    start(d, 0, 2);
+    write_chain(d, TX, 0, &b, 1);
+    for (int i = 0; i < 3; i++) {
+        make_available(d, TX, 0);
+    }
+    kick(d, TX);
+    wait_answered(d, TX, 3);
+    qtest_qmp_assert_success(d->s, "{ 'execute': 'device_del',"
+                                   " 'arguments': { 'id': 'dev' } }");
+    qtest_outl(d->s, 0xae10, 0);
+    qtest_outl(d->s, 0xae08, 1 << 4);
+    qtest_qmp_eventwait(d->s, "DEVICE_DELETED");
+    qtest_clock_step(d->s, 2000 * 1000 * 1000);
+    finish(d);
+}
+
 static void test_net_reset(const char *binary)
 {
     Dev *d = net_waits(binary);
@@ -788,6 +819,130 @@ static void test_net_link_packed(const char *binary)
     kick(d, TX);
     wait_packed(d, TX, 2, 5);
     finish(d);
+}
+
+/* --- Frames that are sent in part ----------------------------------------- */
+
+#define FRAME 60000
+#define SHORT_FRAME 64
+#define NET_HEADER 12
+
+static void start_net(Dev *d, uint8_t byte, int size)
+{
+    Buffer b = { BUFFERS, NET_HEADER + size, 0 };
+
+    write8(d, COMMON(device_status), 0);
+    start(d, 0, 2);
+    qtest_memset(d->s, BUFFERS, 0, NET_HEADER);
+    qtest_memset(d->s, BUFFERS + NET_HEADER, byte, size);
+    write_chain(d, TX, 0, &b, 1);
+}
+
+/* Sends frames until one is not taken, as the peer does not read */
+static void fill_socket(Dev *d)
+{
+    start_net(d, 'l', FRAME);
+    for (int i = 1, waits = 0; waits < 20; i++) {
+        g_assert_cmpint(i, <, 1000);
+        make_available(d, TX, 0);
+        kick(d, TX);
+        for (waits = 0; used_idx(d, TX) != i && waits < 20; waits++) {
+            g_usleep(10 * 1000);
+        }
+    }
+}
+
+static void send_short_frame(Dev *d)
+{
+    start_net(d, 's', SHORT_FRAME);
+    make_available(d, TX, 0);
+    kick(d, TX);
+}
+
+/* All frames are whole, up to the short one */
+static void read_frames(int fd)
+{
+    struct timeval timeout = { .tv_sec = 10 };
+    uint8_t data[FRAME];
+    uint32_t size;
+
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof(timeout));
+    do {
+        g_assert_cmpint(recv(fd, &size, sizeof(size), MSG_WAITALL), ==,
+                        sizeof(size));
+        size = be32_to_cpu(size);
+        g_assert_true(size == FRAME || size == SHORT_FRAME);
+        g_assert_cmpint(recv(fd, data, size, MSG_WAITALL), ==, size);
+        for (int i = 0; i < size; i++) {
+            g_assert_cmphex(data[i], ==, size == FRAME ? 'l' : 's');
+        }
+    } while (size == FRAME);
+}
+
+/* The NIC is reset when a frame is sent in part */
+static void reset_in_frame(const char *binary, const char *netdev)
+{
+    g_autofree char *args = NULL;
+    int fds[2];
+    Dev *d;
+
+    g_assert_cmpint(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), ==, 0);
+    args = g_strdup_printf("-netdev %s%d,id=net " NET_NIC, netdev, fds[1]);
+    d = dev_new(binary, args);
+    close(fds[1]);
+    fill_socket(d);
+    send_short_frame(d);
+    read_frames(fds[0]);
+    close(fds[0]);
+    finish(d);
+}
+
+static void test_reset_net_socket(const char *binary)
+{
+    reset_in_frame(binary, "socket,fd=");
+}
+
+static void test_reset_net_stream(const char *binary)
+{
+    reset_in_frame(binary, "stream,addr.type=fd,addr.str=");
+}
+
+static int connect_unix(const char *path)
+{
+    struct sockaddr_un addr = { .sun_family = AF_UNIX };
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+
+    g_strlcpy(addr.sun_path, path, sizeof(addr.sun_path));
+    g_assert_cmpint(connect(fd, (struct sockaddr *)&addr, sizeof(addr)), ==, 0);
+    return fd;
+}
+
+/* The peer leaves within a frame; the next one gets whole frames */
+static void test_net_reconnect(const char *binary)
+{
+    g_autofree char *dir = g_dir_make_tmp("virtio-limits-XXXXXX", NULL);
+    g_autofree char *path = g_build_filename(dir, "net", NULL);
+    g_autofree char *args = g_strdup_printf(
+        "-netdev stream,id=net,server=on,addr.type=unix,addr.path=%s " NET_NIC,
+        path);
+    Dev *d = dev_new(binary, args);
+    int fd = connect_unix(path);
+
+    qtest_qmp_eventwait(d->s, "NETDEV_STREAM_CONNECTED");
+    fill_socket(d);
+    close(fd);
+    qtest_qmp_eventwait(d->s, "NETDEV_STREAM_DISCONNECTED");
+    /* Frames are not kept for a peer that has gone */
+    wait_answered(d, TX, d->q[TX].next);
+
+    fd = connect_unix(path);
+    qtest_qmp_eventwait(d->s, "NETDEV_STREAM_CONNECTED");
+    send_short_frame(d);
+    read_frames(fd);
+    close(fd);
+    finish(d);
+    unlink(path);
+    rmdir(dir);
 }
 
 /* --- Modern virtio-mmio --------------------------------------------------- */
@@ -1216,9 +1371,13 @@ int main(int argc, char **argv)
     if (qtest_has_device("virtio-net-pci")) {
         add("stream/queues", test_stream_queues);
         add("unplug/net", test_net_unplug);
+        add("unplug/net-filter", test_net_filter);
         add("reset/net", test_net_reset);
         add("link/net", test_net_link);
         add("link/net-packed", test_net_link_packed);
+        add("reset/net-socket", test_reset_net_socket);
+        add("reset/net-stream", test_reset_net_stream);
+        add("reconnect/net", test_net_reconnect);
     }
     if (qtest_has_device("virtio-scsi-pci")) {
         add("reset/scsi", test_reset_scsi);

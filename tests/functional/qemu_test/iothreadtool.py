@@ -125,7 +125,9 @@ class IOThreadToolTest(QemuSystemTest):
             'query-name': [{'name': 'fake'}],
             'query-stats-schemas': [[{'provider': 'event-loop'}]],
             'query-iothreads': [[{'id': 'io0', 'thread-id': 7,
-                                  'holders': []}]], **answers})
+                                  'holders': []}]],
+            'query-stats iothread': [[self.fake_stats(*range(8))]],
+            **answers})
         try:
             yield path
         finally:

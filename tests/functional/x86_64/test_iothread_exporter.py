@@ -303,9 +303,7 @@ class IOThreadExporter(IOThreadToolTest):
         bad = []
         with contextlib.ExitStack() as stack:
             def fake(**answers: List[Any]) -> str:
-                return stack.enter_context(self.fake({
-                    'query-stats iothread': [[self.fake_stats(*range(8))]],
-                    **answers}))
+                return stack.enter_context(self.fake(answers))
 
             for command, answer in (
                     ('query-stats iothread', 17),

@@ -640,9 +640,7 @@ class IOThreadTop(IOThreadToolTest):
         bad = []
         with contextlib.ExitStack() as stack:
             def fake(**answers: List[Any]) -> str:
-                return stack.enter_context(self.fake({
-                    'query-stats iothread': [[self.fake_stats(*range(8))]],
-                    **answers}))
+                return stack.enter_context(self.fake(answers))
 
             for command, answer in (
                     ('query-name', {'name': 5}),

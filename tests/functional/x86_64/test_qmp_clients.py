@@ -16,6 +16,7 @@ import os
 import random
 import select
 import socket
+import struct
 import subprocess
 import time
 from typing import Any, Dict, Iterator, List, Optional, Set
@@ -82,10 +83,54 @@ class Client:
         return not select.select([self.socket], [], [], seconds)[0]
 
 
+class WebClient(Client):
+    """The same over a websocket."""
+
+    REQUEST = (b'GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n'
+               b'Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n'
+               b'Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n')
+
+    def __init__(self, client: Client, first: int = 0) -> None:
+        """Upgrade; what comes after the first bytes is sent later."""
+        super().__init__(client.socket)
+        if first:
+            self.socket.sendall(self.REQUEST[:first])
+            time.sleep(0.3)
+        self.socket.sendall(self.REQUEST[first:])
+        assert b' 101 ' in self.stream.readline()
+        while self.stream.readline() != b'\r\n':
+            pass
+        self.text = b''
+
+    def send(self, command: str, arguments: Optional[Json] = None,
+             ident: Any = None, oob: bool = False,
+             files: Optional[List[int]] = None) -> None:
+        """Send a command in a frame; the mask is 0."""
+        data = json.dumps({'exec-oob' if oob else 'execute': command,
+                           'arguments': arguments or {}, 'id': ident}).encode()
+        self.socket.sendall(struct.pack('>BBH4x', 0x82, 0x80 | 126, len(data))
+                            + data)
+
+    def receive(self) -> Json:
+        """Return the next message, which may be in several frames."""
+        while b'\n' not in self.text:
+            head = self.stream.read(2)
+            if not head:
+                raise EOFError
+            size = head[1]
+            if size == 126:
+                size, = struct.unpack('>H', self.stream.read(2))
+            self.text += self.stream.read(size)
+        line, self.text = self.text.split(b'\n', 1)
+        message: Json = json.loads(line)
+        return message
+
+
 class Program:
     """A process with two monitors; the first one is kept busy."""
 
-    def __init__(self, binary: str, folder: str, server: str = '') -> None:
+    def __init__(self, binary: str, folder: str, server: str = '',
+                 options: str = ',wait=off') -> None:
         os.makedirs(folder)
         self.fifo = os.path.join(folder, 'fifo')
         os.mkfifo(self.fifo)
@@ -99,11 +144,14 @@ class Program:
             command += [f'{dash}chardev', f'socket,id={name},' + (
                 f'path={server},server=off,reconnect-ms=1'
                 if server and name == 'b' else
-                f'path={path},server=on,wait=off')]
+                f'path={path},server=on' + (
+                    options if name == 'b' else ',wait=off'))]
             command += (['--monitor', f'chardev={name}'] if daemon else
                         ['-mon', f'chardev={name},mode=control'])
         self.process = subprocess.Popen(  # pylint: disable=R1732
             command, stdin=subprocess.DEVNULL)
+        if 'wait=on' in options:
+            self.early = self.connect()
         self.main = self.connect(0)
         self.main.negotiate()
 
@@ -152,11 +200,12 @@ class QmpClients(QemuSystemTest):
                               'storage-daemon/qemu-storage-daemon')
         self.programs = [self.qemu_bin] + [daemon] * os.access(daemon, os.X_OK)
 
-    def start(self, binary: str, server: str = '') -> Program:
+    def start(self, binary: str, server: str = '',
+              options: str = ',wait=off') -> Program:
         """Start a program."""
         self.count += 1
         program = Program(binary, os.path.join(
-            self.socket_dir().name, str(self.count)), server)
+            self.socket_dir().name, str(self.count)), server, options)
         self.addCleanup(program.end)
         return program
 
@@ -392,6 +441,67 @@ class QmpClients(QemuSystemTest):
                     self.assertIn('return', message)
                     if message['id'] == turn:
                         break
+
+    def web_client(self, client: Client, first: int = 0) -> WebClient:
+        """Upgrade the connection of a client."""
+        client.stream.close()
+        web = WebClient(client, first)
+        self.addCleanup(web.close)
+        return web
+
+    def check_web(self, client: WebClient, program: Program) -> None:
+        """Check that a client gets all answers, and no one has to help."""
+        client.socket.settimeout(5)
+        client.negotiate(oob=True)
+        for number in range(5):
+            client.send('query-version', ident=number)
+            self.assertIn('return', client.answer(number))
+        client.send('query-qmp-schema', ident='long')
+        self.assertIn('return', client.answer('long'))
+        with program.busy():
+            client.send('query-yank', ident='oob', oob=True)
+            client.answer('oob')
+
+    def test_websocket(self) -> None:
+        """Each client of a websocket is heard, at once"""
+        for binary in self.programs:
+            with self.subTest(binary):
+                program = self.start(binary,
+                                     options=',wait=off,websocket=on')
+                for first in 0, 1, 50:
+                    client = self.web_client(program.connect(), first)
+                    self.check_web(client, program)
+                    client.close()
+                # The monitors' thread takes part in the upgrade, too
+                with program.busy():
+                    client = self.web_client(program.connect())
+                    self.assertIn('QMP', client.receive())
+                client.send('qmp_capabilities', ident=1)
+                self.assertIn('return', client.answer(1))
+
+    def test_websocket_early(self) -> None:
+        """The monitor takes over a connection that is being upgraded"""
+        for binary in self.programs:
+            with self.subTest(binary):
+                program = self.start(binary, options=',wait=on,websocket=on')
+                client = self.web_client(program.early)
+                self.check_web(client, program)
+                client.close()
+                self.check_web(self.web_client(program.connect()), program)
+
+    def test_websocket_threads(self) -> None:
+        """One thread writes events while another one reads and writes"""
+        program = self.start(self.qemu_bin, options=',wait=off,websocket=on')
+        client = self.web_client(program.connect())
+        client.negotiate(oob=True)
+        for number in range(100):
+            for command in 'cont', 'stop':
+                program.main.send(command, ident=f'{command}{number}')
+            for ident in range(10):
+                client.send('query-yank', ident=[number, ident], oob=True)
+            for ident in range(10):
+                self.assertEqual(client.answer()['id'], [number, ident])
+            program.main.answer(f'stop{number}')
 
     def test_long(self) -> None:
         """A long command does not take long"""

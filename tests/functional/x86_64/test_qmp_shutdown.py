@@ -257,6 +257,40 @@ class QmpShutdown(QemuSystemTest):
             with self.subTest(binary):
                 self.assertFalse(self.last_answers(binary).endswith(b'\n'))
 
+    def many_answers(self, binary: str) -> bytes:
+        """Return what a client gets that looks away for a moment, while more
+        small answers come than its socket takes."""
+        self.count += 1
+        folder = os.path.join(self.socket_dir().name, str(self.count))
+        os.mkdir(folder)
+        program = Program(binary, folder, 1)
+        self.addCleanup(program.end)
+        program.start()
+        client = program.connect()
+        self.addCleanup(client.close)
+        client.socket.sendall(600 * b'{"execute": "query-version"}\n')
+        client.send('quit')
+        time.sleep(0.05)
+        while not client.closed:
+            client.fill()
+        self.assertEqual(program.wait(SOON), 0)
+        return client.buffer
+
+    def test_many_answers(self) -> None:
+        """Not having read for a moment loses nothing"""
+        for binary in self.programs:
+            with self.subTest(binary):
+                text = self.many_answers(binary)
+                self.assertEqual(text.count(b'{"return": '), 601)
+                self.assertTrue(text.endswith(b'}\r\n'))
+
+    def test_many_answers_stock(self) -> None:
+        """Stock QEMU drops what does not fit"""
+        for binary in self.stock():
+            with self.subTest(binary):
+                text = self.many_answers(binary)
+                self.assertLess(text.count(b'{"return": '), 601)
+
     def first_message(self, binary: str) -> Json:
         """Return what a client is told first, as an event comes."""
         held = self.held(binary, clients=[1])

@@ -360,6 +360,8 @@ CASES: List[Tuple[str, Callable[[Server], None], str, bool]] = [
     ('config space of 2^62 bytes',
      lambda server: setattr(server, 'config_size', 1 << 62), ANY, False),
     ('config space of 300 bytes', config(0, b'', 300), ADDED, False),
+    # As devices of Linux's samples/vfio-mdev have it
+    ('config space of 255 bytes', config(0, b'', 255), ADDED, False),
     ('ROM of 0x1800 bytes', rom(0x1800, 0x1800), ADDED, False),
     # The config space
     ('bridge', config(0xe, b'\1'), REFUSED, False),
@@ -376,9 +378,14 @@ CASES: List[Tuple[str, Callable[[Server], None], str, bool]] = [
      False),
     ('128 MSI vectors', config(0x40, b'\5\0\x0e\0'), REFUSED, True),
     ('all ones', config(0, b'\xff' * 256), REFUSED, False),
+    ('PCIe capability in a circle', ext((0x100, 0x110), (0x110, 0x100)),
+     REFUSED, False),
+    ('PCIe capabilities side by side, which the guest does not see',
+     ext((0x100, 0x104), (0x104, 0)), ADDED, False),
 ]
 # On a PCIe bus
 EXPRESS_CASES: List[Tuple[str, Callable[[Server], None], str, bool]] = [
+    ('config space of 255 bytes', config(0, b'', 255), ADDED, False),
     ('PCIe capability', ext((0x100, 0x110), (0x110, 0)), ADDED, False),
     ('PCIe capability in a circle', ext((0x100, 0x110), (0x110, 0x100)),
      REFUSED, False),
