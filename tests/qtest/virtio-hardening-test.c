@@ -1112,7 +1112,7 @@ static void send_scsi(Dev *d, const ScsiCmd *cmd, const Buffer *chain, int n)
 static void test_dma_not_ram_any_more(const char *binary)
 {
     Dev *d = scsi_new(binary, "-blockdev null-co,node-name=slow,"
-                      "read-zeroes=on,latency-ns=1000000000 " SCSI_IOTHREAD
+                      "read-zeroes=on,latency-ns=3000000000 " SCSI_IOTHREAD
                       "-device scsi-hd,drive=slow,bus=scsi.0,scsi-id=1");
     static const ScsiCmd write_10 = {
         .lun = { 1, 1, 0x40 },
@@ -1448,6 +1448,36 @@ static void test_dma_gpu_port(const char *binary)
     dev_free(d);
 }
 
+/* A disk in an IOThread makes a fault, which is told by an NMI */
+static void test_dma_intel_iommu(const char *binary)
+{
+    const uint64_t iommu = 0xfed90000;
+    const struct {
+        uint32_t reg, value;
+    } setup[] = {
+        { 0x3c, 0x400 }, { 0x40, 0xfee00000 }, { 0x44, 0 }, { 0x38, 0 },
+        /* a table of roots that has none */
+        { 0x20, BUFFERS }, { 0x24, 0 }, { 0x18, 1 << 30 }, { 0x18, 1u << 31 },
+    };
+    Dev *d = dev_new(binary, "-machine q35 -device intel-iommu,intremap=off "
+                     "-device virtio-blk-pci,addr=4,drive=n,iothread=io0,"
+                     "disable-legacy=on,iommu_platform=on");
+
+    start_driver(d, 1ull << VIRTIO_F_ACCESS_PLATFORM);
+    setup_queue(d, 0, 64);
+    driver_ok(d);
+    qtest_memset(d->s, BUFFERS, 0, PAGE);
+    for (int i = 0; i < ARRAY_SIZE(setup); i++) {
+        qtest_writel(d->s, iommu + setup[i].reg, setup[i].value);
+    }
+    kick(d, 0);
+    while (!qtest_readl(d->s, iommu + 0x34)) {
+        g_usleep(1000);
+    }
+    assert_alive(d);
+    dev_free(d);
+}
+
 /* --- Random drivers ------------------------------------------------------ */
 
 /* Seconds for each device; longer than this where it is stress */
@@ -1594,6 +1624,7 @@ int main(int argc, char **argv)
     qtest_add_data_func("/virtio-hardening/dma/waits", test_dma_waits,
                         run_test);
     add_both("dma/gpu-port", test_dma_gpu_port, run_stock_hangs);
+    add("dma/intel-iommu", test_dma_intel_iommu);
     add("features/masked", test_masked_features);
     for (const VirtioTarget *t = virtio_targets; t->name; t++) {
         g_autofree char *path = g_strdup_printf("/virtio-hardening/random/%s",
