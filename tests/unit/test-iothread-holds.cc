@@ -8,12 +8,14 @@
 #include "block/aio.h"
 #include "qapi/error.h"
 #include "qapi/qapi-types-iothread.h"
-#include "qemu/event_notifier.h"
 #include "qemu/module.h"
-#include "qemu/timer.h"
 #include "qom/object.h"
 #include "system/iothread.h"
 #include "system/iothread-holder.h"
+#ifdef CONFIG_DEBUG_MUTEX
+#include "qemu/event_notifier.h"
+#include "qemu/timer.h"
+#endif
 #include "qemu/cxx-end.h"
 
 #include <string>
