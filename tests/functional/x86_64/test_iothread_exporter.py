@@ -63,9 +63,13 @@ class Exporter:
         self.test = test
         self.said = ''
         assert self.process.stderr
-        line = self.process.stderr.readline()
-        found = re.search(r'(http://127\.0\.0\.1:(\d+))/metrics', line)
-        test.assertTrue(found, line)
+        # Before that it may tell of QEMUs that it cannot connect to
+        found = None
+        while not found:
+            line = self.process.stderr.readline()
+            found = re.search(r'(http://127\.0\.0\.1:(\d+))/metrics', line)
+            test.assertTrue(line, 'it has ended')
+            self.said += '' if found else line
         assert found
         self.url, self.port = found[1], int(found[2])
 
