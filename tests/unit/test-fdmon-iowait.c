@@ -214,6 +214,17 @@ static bool are_counted(void (*run)(Loop *), bool expected)
     return counted;
 }
 
+/* Other tasks of the host may just have waited, and do not any more */
+static bool come_to_be_counted(void (*run)(Loop *))
+{
+    for (int i = 0; i < 5; i++) {
+        if (are_counted(run, true)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static bool host_can_tell(void)
 {
     AioContext *ctx = qemu_get_aio_context();
@@ -223,7 +234,7 @@ static bool host_can_tell(void)
         g_test_skip("needs an io_uring that can wait without iowait");
         return false;
     }
-    if (tasks_waiting() < 0 || !are_counted(run_poll, true)) {
+    if (tasks_waiting() < 0 || !come_to_be_counted(run_poll)) {
         g_test_skip("the host does not say which tasks wait for I/O");
         return false;
     }
@@ -247,7 +258,7 @@ static void test_timer(void)
 static void test_request(void)
 {
     if (host_can_tell()) {
-        g_assert_true(are_counted(run_request, true));
+        g_assert_true(come_to_be_counted(run_request));
     }
 }
 
