@@ -412,7 +412,9 @@ class Waits(QemuSystemTest):
             self.human('device_del x', 3 * SLOW)
             self.assertEqual(self.answer(), {'return': {}})
             self.wait(device)
-            self.start('d', device)
+            # The unplug, which only now goes on, may wait for this one too,
+            # and nobody is told meanwhile that it has been taken
+            self.start('d', device, False)
             self.wait(device)
         self.end()
 
