@@ -79,6 +79,8 @@ def sections(hunks: bytes) -> list[Section]:
         if not text:
             continue
         head = re.match(rb"diff --git a/(.+) b/\1\n", text)
+        if not head:
+            raise Fail("a hunk without a readable `diff --git` line")
         index = re.search(rb"(?m)^index ([0-9a-f]{40})\.\.([0-9a-f]{40})"
                           rb"(?: (\d+))?$", text)
         modes = {what: mode.decode() for what, mode in re.findall(
