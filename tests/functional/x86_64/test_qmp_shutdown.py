@@ -217,15 +217,20 @@ class QmpShutdown(QemuSystemTest):
                 self.assertIn('Cannot find',
                               self.resize(binary)['error']['desc'])
 
-    def last_answers(self, binary: str) -> bytes:
-        """Return what a client gets that reads slowly, beside one that never
-        reads."""
+    def started(self, binary: str, monitors: int) -> Program:
+        """Start a program that has so many monitors."""
         self.count += 1
         folder = os.path.join(self.socket_dir().name, str(self.count))
         os.mkdir(folder)
-        program = Program(binary, folder, 3)
+        program = Program(binary, folder, monitors)
         self.addCleanup(program.end)
         program.start()
+        return program
+
+    def last_answers(self, binary: str) -> bytes:
+        """Return what a client gets that reads slowly, beside one that never
+        reads."""
+        program = self.started(binary, 3)
         never, reader, other = (program.connect(i) for i in range(3))
         for client in (never, reader, other):
             self.addCleanup(client.close)
@@ -260,12 +265,7 @@ class QmpShutdown(QemuSystemTest):
     def many_answers(self, binary: str, until_end: bool = False) -> bytes:
         """Return what a client gets that looks away for a moment, or until the
         end, while more small answers come than its socket takes."""
-        self.count += 1
-        folder = os.path.join(self.socket_dir().name, str(self.count))
-        os.mkdir(folder)
-        program = Program(binary, folder, 1)
-        self.addCleanup(program.end)
-        program.start()
+        program = self.started(binary, 1)
         client = program.connect()
         self.addCleanup(client.close)
         client.socket.sendall(600 * b'{"execute": "query-version"}\n')
@@ -327,12 +327,7 @@ class QmpShutdown(QemuSystemTest):
         """A client that does not read does not delay the end"""
         for binary in self.programs:
             with self.subTest(binary):
-                self.count += 1
-                folder = os.path.join(self.socket_dir().name, str(self.count))
-                os.mkdir(folder)
-                program = Program(binary, folder, 1)
-                self.addCleanup(program.end)
-                program.start()
+                program = self.started(binary, 1)
                 client = program.connect()
                 self.addCleanup(client.close)
                 for _ in range(8):
