@@ -25,32 +25,40 @@ DATE = "Thu, 01 Jan 2026 00:00:00 +0000"  # as the series' commits
 KEPT = ("qemu-block-extra", "qemu-system-data", "qemu-system-common",
         "qemu-system-gui", "qemu-system-modules-spice",
         "qemu-system-modules-opengl", "qemu-system-x86", "qemu-utils",
-        "qemu-guest-agent", "iothread-top")
+        "qemu-guest-agent", "iothread-tools")
 PROFILES = "pkg.qemu.omit-user,pkg.qemu.omit-system-xen"
 TOOLS = ["build-essential", "fakeroot", "lintian", "ccache"]
 CLIENTS = ["libvirt-daemon", "libvirt-daemon-driver-qemu", "python3-libvirt",
            "apparmor", "busybox-static", "cpio", "kmod"]
 
-TOP_CONTROL = """
-Package: iothread-top
+# The tools of the series: scripts/NAME, with modules in scripts/MODULE.
+COMMANDS = {"iothread-top": "iothread_top",
+            "iothread-balance": "iothread_balance",
+            "iothread-exporter": "iothread_exporter"}
+TOOLS_CONTROL = """
+Package: iothread-tools
 Architecture: amd64 arm64 loong64 mips64el ppc64el riscv64 s390x
 Multi-Arch: foreign
 Depends: ${misc:Depends}, python3:any
 Enhances: qemu-system-x86, qemu-utils
 Description: how busy the event loops of QEMU are
- Shows for running QEMUs and storage daemons how busy each IOThread and the
- main loop are, and which disks share a thread, as top does for processes.
- It asks their QMP monitors, and changes nothing.
+ Programs that ask the QMP monitors of running QEMUs and storage daemons how
+ busy each IOThread and the main loop are, and which disks share a thread:
+ iothread-top shows it, as top does for processes, and moves a disk to another
+ thread when it is told to; iothread-balance does so by itself;
+ iothread-exporter tells Prometheus.
 """
-TOP_INSTALL = """\
-scripts/iothread-top usr/share/iothread-top/scripts/
-scripts/iothread_top/*.py usr/share/iothread-top/scripts/iothread_top/
-python/qemu/qmp/*.py usr/share/iothread-top/python/qemu/qmp/
-b/docs/iothread-top.1 usr/share/man/man1/
-"""
-TOP_LINKS = """\
-usr/share/iothread-top/scripts/iothread-top usr/bin/iothread-top
-"""
+SHARE = "usr/share/iothread-tools"
+TOOLS_INSTALL = f"""\
+python/qemu/qmp/*.py {SHARE}/python/qemu/qmp/
+contrib/iothread-exporter/* {SHARE}/prometheus/
+""" + "".join(f"""\
+scripts/{name} {SHARE}/scripts/
+scripts/{module}/*.py {SHARE}/scripts/{module}/
+b/docs/{name}.1 usr/share/man/man1/
+""" for name, module in COMMANDS.items())
+TOOLS_LINKS = "".join(f"{SHARE}/scripts/{name} usr/bin/{name}\n"
+                      for name in COMMANDS)
 # Tests are half of what ninja builds.
 INSTALLED = """\
 # SPDX-License-Identifier: GPL-2.0-or-later
@@ -229,8 +237,9 @@ class Packages:
         qemu = "/usr/bin/qemu-system-x86_64"
         said = env.capture([qemu, "--version"], cwd=self.folder).stdout
         say(f"  {said.splitlines()[0] if said else 'does not run'}")
-        env.step("package: iothread-top", ["iothread-top", "--help"],
-                 self.repo.log / "package-top.log", cwd=self.folder)
+        for name in COMMANDS:
+            env.step(f"package: {name}", [name, "--help"],
+                     self.repo.log / "package-tools.log", cwd=self.folder)
         Env(self.repo).ready().guest()
         env.step("package: a guest through libvirt", [
             "python3", self.repo.root / "tests/clients/libvirt-guest.py",
@@ -239,7 +248,7 @@ class Packages:
 
 
 def add(debian: Path, version: str, text: str) -> None:
-    """Puts the exported patches, iothread-top and a changelog entry into a
+    """Puts the exported patches, the tools and a changelog entry into a
     debian/ folder."""
     patches = debian / "patches"
     ours = patches / f"series.{DEBIAN}"
@@ -252,9 +261,9 @@ def add(debian: Path, version: str, text: str) -> None:
         f"{name} ({version}+fork1) UNRELEASED; urgency=medium\n\n{text}\n"
         f" -- {MAINTAINER}  {DATE}\n\n{name} {rest}")
     for path in (debian / "control-in", debian / "control"):
-        path.write_text(path.read_text().rstrip("\n") + "\n" + TOP_CONTROL)
-    (debian / "iothread-top.install").write_text(TOP_INSTALL)
-    (debian / "iothread-top.links").write_text(TOP_LINKS)
+        path.write_text(path.read_text().rstrip("\n") + "\n" + TOOLS_CONTROL)
+    (debian / "iothread-tools.install").write_text(TOOLS_INSTALL)
+    (debian / "iothread-tools.links").write_text(TOOLS_LINKS)
 
 
 def trim(debian: Path, tests: bool = False) -> None:
