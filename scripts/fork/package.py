@@ -17,6 +17,7 @@ from .common import Fail, Repo, need_space, remove, say, step, whole, write
 from .env import INSTALL, SUITE, Env
 from .formats import DEBIAN, entry, write_format
 from .gitrepo import EMAIL, NAME
+from .graft import commits, tip
 from .series import Series
 
 MAINTAINER = f"{NAME} <{EMAIL}>"
