@@ -161,6 +161,14 @@ class Apply(Sandbox):
         self.assertIn("holds.cc exists", said)
         self.assertEqual(snapshot(self.qemu), before)
 
+    def test_verified_merges(self) -> None:
+        self.git(self.qemu, "config", "merge.verifySignatures", "true")
+        self.assertIn("changes applied", self.fork("apply", self.qemu))
+
+    def test_ignored_file_in_the_way(self) -> None:
+        put(self.qemu, {".git/info/exclude": "holds.cc\n"})
+        self.test_untracked_file_in_the_way()
+
     def test_untracked_file_in_the_way(self) -> None:
         put(self.qemu, {"holds.cc": "precious\n"})
         head = self.git(self.qemu, "rev-parse", "HEAD")
