@@ -19,7 +19,8 @@ from .build import Builder, Tree
 from .common import Fail, kill_all, lock, run_logged, say, tail
 
 QTESTS = ("qos-test", "qmp-test", "qmp-cmd-test", "device-introspect-test",
-          "test-hmp", "drive_del-test", "device-plug-test")
+          "test-hmp", "drive_del-test", "device-plug-test", "ahci-test",
+          "ide-test", "netdev-socket")
 OWN_QTESTS = ("iothread-holder-test", "iothread-holder-users-test",
               "iothread-holder-xen-test", "virtio-gpu-blob-test",
               "event-loop-stats-test", "ide-drain-test", "memory-region-test",
