@@ -353,7 +353,7 @@ void iothread_put_aio_context(IOThread *iothread, IOThreadHolderState *holder)
     /* Unit tests have IOThreads without an AioContext */
     if (check_unused && last && iothread->ctx &&
         !aio_context_is_unused(iothread->ctx)) {
-        holder->die("puts an IOThread where handlers or timers are left");
+        holder->die("puts an IOThread where handlers are left");
     }
     iothread_tell_holders_changed(iothread);
     delete hold;

@@ -11,8 +11,9 @@
  * aio_context_is_unused:
  * @ctx: the aio context
  *
- * Find out whether nobody but @ctx itself has handlers or timers there.
- * Bottom halves are not looked at: those that are left abort when @ctx goes.
+ * Find out whether nobody but @ctx itself has handlers there.  Bottom halves
+ * are not looked at: those that are left abort when @ctx goes.  Nor are timers:
+ * a coroutine that has been told to end takes its timer away when it runs.
  *
  * Context: any thread, while no other gives @ctx work.
  */

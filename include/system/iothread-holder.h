@@ -130,7 +130,7 @@ AioContext *iothread_get_aio_context_vqs(IOThread *iothread,
  * Give back the latest hold of @holder on @iothread.  Nothing of the holder
  * may run in the IOThread any more.  A put without its get aborts, and names
  * the holder.  So does, with --enable-debug-mutex, the last put of an IOThread
- * in which handlers or timers are left.
+ * in which handlers are left.
  */
 void iothread_put_aio_context(IOThread *iothread, IOThreadHolderState *holder);
 

@@ -40,7 +40,7 @@ TOOLS_CONTROL = """
 Package: iothread-tools
 Architecture: amd64 arm64 loong64 mips64el ppc64el riscv64 s390x
 Multi-Arch: foreign
-Depends: ${misc:Depends}, python3:any
+Depends: ${misc:Depends}, python3:any, python3-prometheus-client
 Enhances: qemu-system-x86, qemu-utils
 Description: how busy the event loops of QEMU are
  Programs that ask the QMP monitors of running QEMUs and storage daemons how

@@ -169,7 +169,11 @@ class Balancer:
     async def act(self, quiet: bool = False) -> bool:
         """Move what is due; tell whether anything has been moved."""
         moved = False
+        busy = dict(self.plan.before)
         for move in self.keeper.due(self.plan, time.monotonic()):
+            # What was refused has left no room for what comes after it
+            if busy[move.target] + move.load >= busy[move.source]:
+                continue
             what = f'{move.name} from {move.source} to {move.target}'
             start = time.monotonic()
             try:
@@ -180,6 +184,8 @@ class Balancer:
             else:
                 self.results[move] = ''
                 event, moved = 'moved', True
+                busy[move.source] -= move.load
+                busy[move.target] += move.load
                 text = (f'moved {what}; expected: ' + ', '.join(
                     f'{name} {share(self.plan.before[name])} ->'
                     f' {share(self.plan.after[name])} %'

@@ -13,6 +13,7 @@ divided by its queues.  Polling is no work.
 
 from collections import deque
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import (Collection, Deque, Dict, Iterable, List, Optional,
                     Sequence, Tuple)
 
@@ -61,6 +62,11 @@ class Thread:
     parts: Tuple[Part, ...] = ()
     # Whether devices may come here
     free: bool = True
+
+    @cached_property
+    def devices(self) -> Collection[str]:
+        """Who has a part here."""
+        return {part.device for part in self.parts}
 
 
 @dataclass(frozen=True)
@@ -139,14 +145,16 @@ def best(threads: Sequence[Thread], source: Thread,
     found = None
     # How busy the busier one is then, and the target now
     lowest = source.busy - LEAST, 0.0
+    # The least busy first; less than a tenth is noise, or rounding
+    free = sorted((each for each in threads
+                   if each.free and each.name != source.name),
+                  key=lambda each: round(each.busy, 1))
     for part in source.parts:
         if part.device in resting or part.load < LEAST:
             continue
-        for target in threads:
-            if not target.free or target.name == source.name or any(
-                    each.device == part.device for each in target.parts):
-                continue
-            # Less than a tenth is noise, or rounding
+        target = next((each for each in free
+                       if part.device not in each.devices), None)
+        if target:
             cost = (round(max(source.busy - part.load,
                               target.busy + part.load), 1),
                     round(target.busy, 1))

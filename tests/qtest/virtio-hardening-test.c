@@ -16,6 +16,7 @@
 #include "libqos/pci-pc.h"
 #include "qemu/bswap.h"
 #include "qemu/cutils.h"
+#include "qemu/units.h"
 #include "qobject/qdict.h"
 #include "qobject/qjson.h"
 #include "qobject/qlist.h"
@@ -987,6 +988,7 @@ static void test_unpop_packed(const char *binary)
 /* --- DMA that does not go to RAM ----------------------------------------- */
 
 #define IOAPIC 0xfec00000
+#define HPET_CFG 0xfed00010
 #define SLOW "-blockdev null-co,node-name=slow,read-zeroes=on," \
              "latency-ns=10000000 "
 #define BLK_IOTHREAD SLOW "-device virtio-blk-pci,addr=4,drive=slow," \
@@ -1051,6 +1053,22 @@ static void test_dma_blk_write(const char *binary)
     Buffer data = { IOAPIC, 512, 0 };
 
     blk_dma_and_stop(binary, BLK_IOTHREAD, VIRTIO_BLK_T_OUT, &data);
+}
+
+/* Its registers are accessed without the BQL, but some of them take it */
+static void test_dma_hpet(const char *binary)
+{
+    Dev *d = dev_new(binary, "-device virtio-blk-pci,addr=4,drive=n,iothread="
+                     "io0,disable-legacy=on,serial=AAAABBBBAAAABBBBAAAA");
+    BlkHeader header = { .type = cpu_to_le32(VIRTIO_BLK_T_GET_ID) };
+    Buffer chain[7] = { { BUFFERS, sizeof(header), 0 } };
+
+    for (int i = 1; i < 6; i++) {
+        chain[i] = (Buffer) { HPET_CFG, 4, VRING_DESC_F_WRITE };
+    }
+    chain[6] = (Buffer) { BUFFERS + PAGE, 1, VRING_DESC_F_WRITE };
+    qtest_memwrite(d->s, BUFFERS, &header, sizeof(header));
+    dma_and_stop(d, 0, 0, chain, 7);
 }
 
 static void test_dma_blk_indirect(const char *binary)
@@ -1478,6 +1496,316 @@ static void test_dma_intel_iommu(const char *binary)
     dev_free(d);
 }
 
+/*
+ * A disk in an IOThread is the first to meet that it is passed through, while
+ * registers are written
+ */
+static void test_dma_intel_iommu_pt(const char *binary)
+{
+    const uint64_t iommu = 0xfed90000, root = BUFFERS + 0x100000;
+    const uint64_t entry = root + PAGE + 16 * QPCI_DEVFN(4, 0);
+    bool stock = g_test_subprocess();
+    BlkHeader header = { .type = cpu_to_le32(VIRTIO_BLK_T_IN) };
+    Buffer chain[] = {
+        { BUFFERS, sizeof(header), 0 },
+        { BUFFERS + PAGE, 512, VRING_DESC_F_WRITE },
+        { BUFFERS + 2 * PAGE, 1, VRING_DESC_F_WRITE },
+    };
+    Dev *d = dev_new(binary, "-machine q35 -device intel-iommu,intremap=off "
+                     "-device virtio-blk-pci,addr=4,drive=n,iothread=io0,"
+                     "disable-legacy=on,iommu_platform=on");
+
+    /* It does not look at the ring unless it is kicked */
+    qtest_qmp_assert_success(d->s, "{ 'execute': 'qom-set', 'arguments': {"
+        " 'path': '/objects/io0', 'property': 'poll-max-ns', 'value': 0 } }");
+    start_driver(d, 1ull << VIRTIO_F_ACCESS_PLATFORM);
+    setup_queue(d, 0, 64);
+    driver_ok(d);
+    qtest_memwrite(d->s, BUFFERS, &header, sizeof(header));
+    write_chain(d, 0, 0, chain, 3);
+    qtest_memset(d->s, root, 0, 2 * PAGE);
+    qtest_writeq(d->s, root, (root + PAGE) | 1);
+    qtest_writeq(d->s, iommu + 0x20, root);
+    qtest_writel(d->s, iommu + 0x18, 1 << 30);
+    qtest_writel(d->s, iommu + 0x18, 1u << 31);
+
+    for (int round = 0; stock || round < 100; round++) {
+        if (stock) {
+            alarm(HANG);
+        }
+        qtest_memset(d->s, entry, 0, 16);
+        qtest_writeq(d->s, iommu + 0x28, 5ull << 61);
+        qtest_writeq(d->s, entry + 8, 1 << 8 | 2);
+        qtest_writeq(d->s, entry, 2 << 2 | 1);
+        make_available(d, 0, 0);
+        kick(d, 0);
+        for (int i = 0; i < 20; i++) {
+            qtest_writeq(d->s, iommu + 0x28, 5ull << 61);
+        }
+        wait_used(d, 0, round + 1);
+        g_usleep(1000);
+    }
+    g_assert_cmphex(get_status(d) & VIRTIO_CONFIG_S_NEEDS_RESET, ==, 0);
+    assert_alive(d);
+    dev_free(d);
+}
+
+static void config_write(Dev *d, int bus, int reg, uint32_t value)
+{
+    qtest_outl(d->s, 0xcf8, 0x80000000 | bus << 16 | reg);
+    if (reg == PCI_COMMAND) {
+        qtest_outw(d->s, 0xcfc, value);
+    } else {
+        qtest_outl(d->s, 0xcfc, value);
+    }
+}
+
+/* A disk in an IOThread reads to memory that is behind a window */
+static void test_dma_cxl(void)
+{
+    const uint64_t bars = 0xd0000000, caps = bars + PAGE;
+    BlkHeader header = { .type = cpu_to_le32(VIRTIO_BLK_T_IN) };
+    g_autofree char *mtree = NULL;
+    uint64_t window, decoders = 0;
+    const char *line;
+    Dev *d;
+
+    if (!qtest_has_device("cxl-type3")) {
+        g_test_skip("no cxl-type3");
+        return;
+    }
+    d = dev_new(NULL, "-machine q35,cxl=on,cxl-fmw.0.targets.0=cxl,"
+                "cxl-fmw.0.size=256M -device pxb-cxl,id=cxl,bus_nr=12 "
+                "-device cxl-rp,id=rp,bus=cxl,port=0,chassis=0,slot=2 "
+                "-object memory-backend-ram,id=ram,size=256M "
+                "-device cxl-type3,bus=rp,volatile-memdev=ram "
+                "-device virtio-blk-pci,bus=pcie.0,addr=4,drive=n,iothread=io0,"
+                "disable-legacy=on");
+    config_write(d, 12, PCI_PRIMARY_BUS, 12 | 13 << 8 | 13 << 16);
+    config_write(d, 12, PCI_MEMORY_BASE, bars >> 16 | (bars + MiB));
+    config_write(d, 12, PCI_COMMAND, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
+    for (int i = 0; i < 2; i++) {
+        config_write(d, 13, PCI_BASE_ADDRESS_0 + 8 * i, bars + i * MiB / 2);
+        config_write(d, 13, PCI_BASE_ADDRESS_0 + 8 * i + 4, 0);
+    }
+    config_write(d, 13, PCI_COMMAND, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
+
+    mtree = qtest_hmp(d->s, "info mtree");
+    line = strstr(mtree, "cxl-fixed-memory");
+    g_assert_nonnull(line);
+    while (line[-1] != '\n') {
+        line--;
+    }
+    window = g_ascii_strtoull(line, NULL, 16);
+    for (int i = qtest_readl(d->s, caps) >> 24; i > 0; i--) {
+        uint32_t cap = qtest_readl(d->s, caps + 4 * i);
+
+        if ((cap & 0xffff) == 5) {
+            decoders = caps + (cap >> 20);
+        }
+    }
+    g_assert_cmphex(decoders, !=, 0);
+    qtest_writel(d->s, decoders + 0x10, window);
+    qtest_writel(d->s, decoders + 0x14, window >> 32);
+    qtest_writel(d->s, decoders + 0x18, 256 * MiB);
+    qtest_writel(d->s, decoders + 0x1c, 0);
+    qtest_writel(d->s, decoders + 0x20, 1 << 9);
+    qtest_writel(d->s, decoders + 4, 2);
+    qtest_writeq(d->s, window + PAGE, 1);
+    g_assert_cmphex(qtest_readq(d->s, window + PAGE), ==, 1);
+
+    start_driver(d, 0);
+    setup_queue(d, 0, 64);
+    driver_ok(d);
+    qtest_memwrite(d->s, BUFFERS, &header, sizeof(header));
+    qtest_writeb(d->s, BUFFERS + PAGE, 0xff);
+    write_chain(d, 0, 0, (Buffer[]) {
+        { BUFFERS, sizeof(header), 0 },
+        { window + PAGE, 512, VRING_DESC_F_WRITE },
+        { BUFFERS + PAGE, 1, VRING_DESC_F_WRITE },
+    }, 3);
+    make_available(d, 0, 0);
+    kick(d, 0);
+    wait_used(d, 0, 1);
+    g_assert_cmphex(qtest_readb(d->s, BUFFERS + PAGE), ==, 0);
+    g_assert_cmphex(qtest_readq(d->s, window + PAGE), ==, 0);
+    assert_alive(d);
+    dev_free(d);
+}
+
+/* --- amd-iommu ----------------------------------------------------------- */
+
+#define AMDVI_ARGS "-machine q35 -device AMDVI-PCI,id=pci,addr=6 " \
+                   "-device amd-iommu,pci-id=pci,dma-remap=on "
+#define AMDVI_BLK "-device virtio-blk-pci,addr=4,drive=slow,iothread=io0," \
+                  "disable-legacy=on,iommu_platform=on "
+
+/* Registers, and bits of CONTROL */
+#define AMDVI 0xfed80000
+#define AMDVI_DEVICES (AMDVI + 0x00)
+#define AMDVI_COMMANDS (AMDVI + 0x08)
+#define AMDVI_LOG (AMDVI + 0x10)
+#define AMDVI_CONTROL (AMDVI + 0x18)
+#define AMDVI_COMMAND_HEAD (AMDVI + 0x2000)
+#define AMDVI_COMMAND_TAIL (AMDVI + 0x2008)
+#define AMDVI_LOG_TAIL (AMDVI + 0x2018)
+#define AMDVI_ON (1 << 0)
+#define AMDVI_LOG_ON (1 << 2)
+#define AMDVI_LOG_INTERRUPT (1 << 3)
+#define AMDVI_COMMANDS_ON (1 << 12)
+
+/* The size of commands and of events, and the largest buffer of them */
+#define AMDVI_ENTRY 16
+#define AMDVI_ENTRIES (1 << 15)
+#define AMDVI_LARGEST (15ull << 56)
+
+/* Guest physical addresses */
+#define AMDVI_TABLES (BUFFERS + 0x100000)
+#define AMDVI_COMMAND_BUFFER (BUFFERS + 0x200000)
+#define AMDVI_LOG_BUFFER (BUFFERS + 0x300000)
+
+/* Present, may be read and written; with tables below, of @level */
+#define AMDVI_PTE(level) (1 | (level) << 9 | 3ull << 61)
+
+/* Map the device in slot 4 to what is there, but for the page at @hole */
+static void amdvi_map(Dev *d, uint64_t hole)
+{
+    const uint64_t root = AMDVI_TABLES + 2 * PAGE, leaf = root + PAGE;
+    const int devid = QPCI_DEVFN(4, 0);
+
+    qtest_memset(d->s, AMDVI_TABLES, 0, 4 * PAGE);
+    for (uint64_t i = 0; i < 512; i++) {
+        qtest_writeq(d->s, root + 8 * i, AMDVI_PTE(0) | i << 21);
+        qtest_writeq(d->s, leaf + 8 * i, AMDVI_PTE(0) | i << 12);
+    }
+    qtest_writeq(d->s, root, AMDVI_PTE(1) | leaf);
+    g_assert_cmphex(hole, <, 1 << 21);
+    qtest_writeq(d->s, leaf + hole / PAGE * 8, 0);
+    qtest_writeq(d->s, AMDVI_TABLES + 32 * devid, AMDVI_PTE(2) | 2 | root);
+
+    qtest_writeq(d->s, AMDVI_DEVICES, AMDVI_TABLES);
+    qtest_writeq(d->s, AMDVI_COMMANDS, AMDVI_COMMAND_BUFFER | AMDVI_LARGEST);
+    qtest_writeq(d->s, AMDVI_LOG, AMDVI_LOG_BUFFER | AMDVI_LARGEST);
+    qtest_writeq(d->s, AMDVI_CONTROL, AMDVI_ON | AMDVI_LOG_ON |
+                 AMDVI_LOG_INTERRUPT | AMDVI_COMMANDS_ON);
+
+    /* INVALIDATE_DEVTAB_ENTRY */
+    qtest_writeq(d->s, AMDVI_COMMAND_BUFFER, 2ull << 60 | devid);
+    qtest_writeq(d->s, AMDVI_COMMAND_BUFFER + 8, 0);
+    qtest_writeq(d->s, AMDVI_COMMAND_TAIL, AMDVI_ENTRY);
+}
+
+/* Its interrupt is an NMI */
+static void amdvi_enable_msi(Dev *d)
+{
+    QPCIDevice *pdev = qpci_device_find(d->bus, QPCI_DEVFN(6, 0));
+    uint8_t msi = qpci_find_capability(pdev, PCI_CAP_ID_MSI, 0);
+
+    qpci_config_writel(pdev, msi + PCI_MSI_ADDRESS_LO, 0xfee00000);
+    qpci_config_writel(pdev, msi + PCI_MSI_ADDRESS_HI, 0);
+    qpci_config_writew(pdev, msi + PCI_MSI_DATA_64, 0x400);
+    qpci_config_writew(pdev, msi + PCI_MSI_FLAGS, PCI_MSI_FLAGS_ENABLE);
+    g_free(pdev);
+}
+
+/* A disk of which requests take @ms, with one to write, at descriptor 0 */
+static Dev *amdvi_new(const char *binary, int ms)
+{
+    g_autofree char *args = g_strdup_printf(
+        AMDVI_ARGS "-blockdev null-co,node-name=slow,size=1048576,"
+        "read-zeroes=on,latency-ns=%d000000 " AMDVI_BLK, ms);
+    Dev *d = dev_new(binary, args);
+    BlkHeader header = { .type = cpu_to_le32(VIRTIO_BLK_T_OUT) };
+    Buffer chain[] = {
+        { BUFFERS, sizeof(header), 0 },
+        { BUFFERS + PAGE, 2 * PAGE, 0 },
+        { BUFFERS + 3 * PAGE, 1, VRING_DESC_F_WRITE },
+    };
+
+    start_driver(d, 1ull << VIRTIO_F_ACCESS_PLATFORM);
+    setup_queue(d, 0, 64);
+    qtest_memwrite(d->s, BUFFERS, &header, sizeof(header));
+    write_chain(d, 0, 0, chain, ARRAY_SIZE(chain));
+    return d;
+}
+
+/* An IOThread meets a fault while the main thread waits for it */
+static void test_amdvi_fault(const char *binary)
+{
+    Dev *d = amdvi_new(binary, 500);
+
+    amdvi_enable_msi(d);
+    amdvi_map(d, d->q[0].used);
+    driver_ok(d);
+    make_available(d, 0, 0);
+    kick(d, 0);
+    while (!qtest_readq(d->s, AMDVI_LOG_TAIL)) {
+        g_usleep(1000);
+    }
+    g_assert_cmphex(qtest_readq(d->s, AMDVI_LOG_BUFFER) >> 60, ==, 2);
+    if (!binary) {
+        g_assert_cmphex(qtest_readq(d->s, AMDVI_LOG_BUFFER + 8) & -PAGE, ==,
+                        d->q[0].used);
+    }
+    qtest_qmp_assert_success(d->s, "{ 'execute': 'stop' }");
+    assert_alive(d);
+    dev_free(d);
+}
+
+/* The guest invalidates what an IOThread looks up */
+static void test_amdvi_iotlb(const char *binary)
+{
+    gint64 end = g_get_monotonic_time() + (binary ? 10 : 3) * G_USEC_PER_SEC;
+    Dev *d = amdvi_new(binary, 0);
+    Queue *q = &d->q[0];
+
+    amdvi_map(d, 0);
+    driver_ok(d);
+    for (int i = 0; i < AMDVI_ENTRIES - 1; i++) {
+        /* INVALIDATE_IOMMU_PAGES of domain 0 */
+        uint64_t command[2] = { cpu_to_le64(3ull << 60) };
+
+        qtest_memwrite(d->s, AMDVI_COMMAND_BUFFER + AMDVI_ENTRY * i, command,
+                       sizeof(command));
+    }
+    qtest_writeq(d->s, AMDVI_COMMAND_TAIL, AMDVI_ENTRY * (AMDVI_ENTRIES - 1));
+    do {
+        q->next += q->size;
+        qtest_writew(d->s, q->avail + 2, q->next);
+        kick(d, 0);
+        qtest_writeq(d->s, AMDVI_COMMAND_HEAD, 0);
+        wait_used(d, 0, q->next);
+    } while (g_get_monotonic_time() < end);
+    assert_alive(d);
+    dev_free(d);
+}
+
+/* Commands up to a place that the buffer does not have */
+static void test_amdvi_tail(const char *binary)
+{
+    Dev *d = dev_start(binary, AMDVI_ARGS);
+
+    qtest_writeq(d->s, AMDVI_COMMANDS, AMDVI_COMMAND_BUFFER);
+    qtest_writeq(d->s, AMDVI_CONTROL, AMDVI_ON | AMDVI_COMMANDS_ON);
+    qtest_writeq(d->s, AMDVI_COMMAND_TAIL, 2 * AMDVI_ENTRY);
+    assert_alive(d);
+    dev_free(d);
+}
+
+/* An event for a log that is on, but has no place */
+static void test_amdvi_no_log(const char *binary)
+{
+    Dev *d = dev_start(binary, AMDVI_ARGS);
+
+    qtest_writeq(d->s, AMDVI_COMMANDS, AMDVI_COMMAND_BUFFER | AMDVI_LARGEST);
+    qtest_writeq(d->s, AMDVI_CONTROL,
+                 AMDVI_ON | AMDVI_LOG_ON | AMDVI_COMMANDS_ON);
+    qtest_memset(d->s, AMDVI_COMMAND_BUFFER, 0, AMDVI_ENTRY);
+    qtest_writeq(d->s, AMDVI_COMMAND_TAIL, AMDVI_ENTRY);
+    assert_alive(d);
+    dev_free(d);
+}
+
 /* --- Random drivers ------------------------------------------------------ */
 
 /* Seconds for each device; longer than this where it is stress */
@@ -1612,6 +1940,7 @@ int main(int argc, char **argv)
     add_both("dma/blk-read", test_dma_blk_read, run_stock_hangs);
     add_both("dma/blk-write", test_dma_blk_write, run_stock_hangs);
     add_both("dma/blk-indirect", test_dma_blk_indirect, run_stock_hangs);
+    add_both("dma/hpet", test_dma_hpet, run_stock_hangs);
     add_both("dma/scsi", test_dma_scsi, run_stock_hangs);
     qtest_add_data_func("/virtio-hardening/dma/not-ram-any-more",
                         test_dma_not_ram_any_more, run_test);
@@ -1625,6 +1954,12 @@ int main(int argc, char **argv)
                         run_test);
     add_both("dma/gpu-port", test_dma_gpu_port, run_stock_hangs);
     add("dma/intel-iommu", test_dma_intel_iommu);
+    add_both("dma/intel-iommu-pt", test_dma_intel_iommu_pt, run_stock_hangs);
+    qtest_add_func("/virtio-hardening/dma/cxl", test_dma_cxl);
+    add_both("amd-iommu/fault", test_amdvi_fault, run_stock_hangs);
+    add("amd-iommu/iotlb", test_amdvi_iotlb);
+    add_both("amd-iommu/tail", test_amdvi_tail, run_stock_hangs);
+    add("amd-iommu/no-log", test_amdvi_no_log);
     add("features/masked", test_masked_features);
     for (const VirtioTarget *t = virtio_targets; t->name; t++) {
         g_autofree char *path = g_strdup_printf("/virtio-hardening/random/%s",

@@ -1098,7 +1098,7 @@ static void test_mmio_ready(const char *binary)
 /* --- Migration streams ---------------------------------------------------- */
 
 typedef enum Field {
-    CONFIG_SIZE, QUEUES, RING_SIZE_NOW, AVAIL_INDEX, RING_SIZE_BEFORE,
+    CONFIG_SIZE, QUEUES, RING_SIZE_NOW, AVAIL_INDEX, IN_USE, RING_SIZE_BEFORE,
 } Field;
 
 /* Where a stream has @field of the device, whose queue 0 has 32 elements */
@@ -1106,15 +1106,15 @@ static char *find_field(char *stream, gsize len, Field field)
 {
     uint64_t desc = cpu_to_be64(RINGS);
     const char *section = field == RING_SIZE_BEFORE ? "virtio/ringsize" :
-                          field == AVAIL_INDEX ? "virtio/packed_virtqueues" :
-                          NULL;
+                          field == AVAIL_INDEX || field == IN_USE ?
+                          "virtio/packed_virtqueues" : NULL;
     char *at = stream, *queues;
 
     if (section) {
-        /* its version, and then it is the first of queue 0 */
+        /* its version, and then the fields of queue 0 */
         at = memmem(stream, len, section, strlen(section));
         g_assert_nonnull(at);
-        return at + strlen(section) + 4;
+        return at + strlen(section) + 4 + (field == IN_USE ? 6 : 0);
     }
     for (;; at++) {
         at = memmem(at, stream + len - at, &desc, sizeof(desc));
@@ -1155,9 +1155,41 @@ static char *wait_migrated(QTestState *s)
     }
 }
 
+/* A read, with the descriptors from @i on */
+static void read_packed(Dev *d, int i)
+{
+    struct virtio_blk_outhdr header = { .type = VIRTIO_BLK_T_IN };
+
+    qtest_memwrite(d->s, BUFFERS, &header, sizeof(header));
+    write_packed(d, 0, i + 2, BUFFERS + 2 * PAGE, 1, i,
+                 PACKED_AVAIL | VRING_DESC_F_WRITE);
+    write_packed(d, 0, i + 1, BUFFERS + PAGE, 512, i,
+                 PACKED_AVAIL | VRING_DESC_F_WRITE | VRING_DESC_F_NEXT);
+    write_packed(d, 0, i, BUFFERS, sizeof(header), i,
+                 PACKED_AVAIL | VRING_DESC_F_NEXT);
+    kick(d, 0);
+}
+
+/* What a packed ring is loaded from was wrong in @field */
+static void try_packed(Dev *d, Queue q, Field field)
+{
+    dev_find(d, QPCI_DEVFN(4, 0));
+    d->q[0] = q;
+    if (field == AVAIL_INDEX) {
+        /* It is the driver who has made its ring smaller */
+        g_assert_cmphex(get_status(d) & VIRTIO_CONFIG_S_NEEDS_RESET, !=, 0);
+        start(d, PACKED, 1);
+    }
+    read_packed(d, 0);
+    wait_packed(d, 0, 0, 0);
+    read_packed(d, 3);
+    wait_packed(d, 0, 3, 3);
+    g_assert_cmphex(get_status(d) & VIRTIO_CONFIG_S_NEEDS_RESET, ==, 0);
+}
+
 /*
- * A stream that has @value for @field is refused. Once it is shown that one as
- * it was loads.
+ * A stream that has @value for @field is refused, or loads what a packed ring
+ * can do with. Once it is shown that one as it was loads.
  */
 static void load_stream(const char *binary, const char *args,
                         uint64_t features, int queues, Field field,
@@ -1170,11 +1202,14 @@ static void load_stream(const char *binary, const char *args,
     gsize len;
     int fd = g_file_open_tmp("virtio-limits-XXXXXX", &path, NULL);
     Dev *d = dev_new(binary, args);
+    bool packed = field == AVAIL_INDEX || field == IN_USE;
+    Queue q;
 
     g_assert_cmpint(fd, >=, 0);
     close(fd);
     uri = g_strdup_printf("file:%s", path);
     start(d, features, queues);
+    q = d->q[0];
     qtest_qmp_assert_success(d->s, "{ 'execute': 'migrate',"
                                    " 'arguments': { 'uri': %s } }", uri);
     g_free(wait_migrated(d->s));
@@ -1198,7 +1233,12 @@ static void load_stream(const char *binary, const char *args,
         qtest_qmp_assert_success(d->s, "{ 'execute': 'migrate-incoming',"
             " 'arguments': { 'uri': %s, 'exit-on-error': false } }", uri);
         status = wait_migrated(d->s);
-        g_assert_cmpstr(status, ==, bad ? "failed" : "completed");
+        g_assert_cmpstr(status, ==,
+                        bad && !packed ? "failed" : "completed");
+        if (bad && packed) {
+            qtest_qmp_assert_success(d->s, "{ 'execute': 'cont' }");
+            try_packed(d, q, field);
+        }
         finish(d);
     }
     unlink(path);
@@ -1219,6 +1259,11 @@ static void test_stream_size(const char *binary)
     load_stream(binary, STREAM_BLK, 0, 1, RING_SIZE_NOW, 0x10000000);
 }
 
+static void test_stream_no_size(const char *binary)
+{
+    load_stream(binary, STREAM_BLK, 0, 1, RING_SIZE_NOW, 0);
+}
+
 static void test_stream_default_size(const char *binary)
 {
     load_stream(binary, STREAM_BLK, 0, 1, RING_SIZE_BEFORE, 0x10000000);
@@ -1228,6 +1273,13 @@ static void test_stream_packed(const char *binary)
 {
     load_stream(binary, STREAM_BLK ",packed=on", 1ull << VIRTIO_F_RING_PACKED,
                 1, AVAIL_INDEX, 0x7fff);
+}
+
+/* Two descriptors were dropped while the link was down */
+static void test_stream_packed_in_use(const char *binary)
+{
+    load_stream(binary, STREAM_BLK ",packed=on", 1ull << VIRTIO_F_RING_PACKED,
+                1, IN_USE, -2);
 }
 
 static void test_stream_queues(const char *binary)
@@ -1359,9 +1411,12 @@ int main(int argc, char **argv)
         qtest_add_data_func("/virtio-limits/stream/config",
                             test_stream_config, run_test);
         add("stream/size", test_stream_size);
+        add("stream/no-size", test_stream_no_size);
         qtest_add_data_func("/virtio-limits/stream/default-size",
                             test_stream_default_size, run_test);
         add("stream/packed", test_stream_packed);
+        qtest_add_data_func("/virtio-limits/stream/packed-in-use",
+                            test_stream_packed_in_use, run_test);
         add("stream/in-order", test_stream_order);
         add("stream/in-order-packed", test_stream_order_packed);
         add("reset/blk", test_reset_blk);

@@ -18,11 +18,11 @@ sys.path[:0] = [str(ROOT / 'scripts'), str(ROOT / 'python')]
 # pylint: disable=wrong-import-position
 from iothread_balance.main import Balancer, parser  # noqa: E402
 from iothread_balance.plan import (  # noqa: E402
-    Keeper, Limits, Part, Plan, Thread, make_plan, measure)
+    Keeper, Limits, Move, Part, Plan, Thread, make_plan, measure)
 from iothread_top.load import Json, compare, sample, targets  # noqa: E402
 from iothread_top.monitor import REFUSED, UP  # noqa: E402
 from iothread_top.text import natural  # noqa: E402
-from iothread_top.vm import Vm  # noqa: E402
+from iothread_top.vm import NotMoved, Vm  # noqa: E402
 
 LIMITS = Limits()
 SECOND = 10 ** 9
@@ -541,6 +541,34 @@ class TestPlan(unittest.TestCase):
                 parts[move.source].pop(move.device)
         return [Thread(name, plan.after[name], tuple(each.values()))
                 for name, each in parts.items()]
+
+
+class TestAct(unittest.TestCase):
+    """A plan is carried out, and QEMU refuses a part of it"""
+
+    def test_refused(self) -> None:
+        """What relied on the refused move is not tried"""
+        found = threads(io0=[0, 90, 10], io1=[0, 40, 40], io2=[0])
+        balancer = Balancer(FakeVm('vm', []),
+                            parser().parse_args(['--samples', '1', 'x']))
+        tried: List[str] = []
+
+        async def move(device: str, *_: str) -> None:
+            tried.append(device)
+            if device == 'io0-0':
+                raise NotMoved('held')
+
+        balancer.vm.state = UP
+        balancer.vm.move = move  # type: ignore[method-assign]
+        balancer.plan = Plan(
+            [Move('io0-0', 'io0-0', 'io0', 'io2', 90),
+             Move('io1-0', 'io1-0', 'io1', 'io0', 40),
+             Move('io1-1', 'io1-1', 'io1', 'io2', 40)],
+            {thread.name: thread.busy for thread in found},
+            {'io0': 50, 'io1': 0, 'io2': 130})
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.assertTrue(asyncio.run(balancer.act()))
+        self.assertEqual(tried, ['io0-0', 'io1-1'])
 
 
 class TestKeeper(unittest.TestCase):

@@ -7,10 +7,12 @@ Disks that are reset, or go, while a block job keeps their requests waiting
 A mirror job that is pending has its source drained until it is finalized.
 """
 
+import os
 import signal
 import struct
 import time
 from typing import Any, Dict, List
+from unittest.mock import patch
 
 from qemu.machine.qtest import QEMUQtestMachine
 from qemu_test import QemuSystemTest
@@ -21,6 +23,73 @@ Json = Dict[str, Any]
 PATIENCE = 20
 IDE, BUS_MASTER = 0x1f0, 0xc000
 BUSY, DRQ = 0x80, 0x08
+
+
+class NVMe:
+    """A driver of an NVMe controller with one queue."""
+
+    def __init__(self, vm: QEMUQtestMachine, slot: int) -> None:
+        self.vm = vm
+        self.base = 0xe0000000 + 0x10000 * slot
+        self.memory = 0x100000 * slot
+        self.sent = 0
+        for register, value in (0x10, self.base), (0x14, 0), (4, 6):
+            vm.qtest(f'outl 0xcf8 {1 << 31 | slot << 11 | register:#x}')
+            vm.qtest(f'outl 0xcfc {value:#x}')
+        self.start()
+
+    def register(self, offset: int, value: int, size: str = 'l') -> None:
+        """Write to a register."""
+        self.vm.qtest(f'write{size} {self.base + offset:#x} {value:#x}')
+
+    def put(self, queue: int, index: int, opcode: int, prp: int,
+            *args: int) -> None:
+        """Put a command in a queue: 0 is that of commands to the controller."""
+        address = self.memory + 0x2000 * queue + 64 * index
+        command = struct.pack('<BBHI16xQQ6I', opcode, 0, index, queue, prp, 0,
+                              *args, *(6 - len(args)) * [0])
+        self.vm.qtest(f'write {address:#x} 64 0x{command.hex()}')
+        self.register(0x1000 + 8 * queue, index + 1)
+
+    def status(self, queue: int, index: int) -> int:
+        """Return the status of a command that has completed: 1 is success."""
+        address = self.memory + 0x2000 * queue + 0x1000 + 16 * index + 14
+        while not (word := int(self.vm.qtest(
+                f'readw {address:#x}').split()[1], 0)):
+            time.sleep(0.005)
+        return word
+
+    def start(self) -> None:
+        """Enable the controller, and create a queue."""
+        self.sent = 0
+        self.vm.qtest(f'memset {self.memory:#x} 0x4000 0')
+        self.register(0x24, 31 << 16 | 31)
+        self.register(0x28, self.memory, 'q')
+        self.register(0x30, self.memory + 0x1000, 'q')
+        self.register(0x14, 0x460001)
+        for index, opcode, prp, flags in (0, 5, 0x3000, 1), (1, 1, 0x2000,
+                                                             1 << 16 | 1):
+            self.put(0, index, opcode, self.memory + prp, 31 << 16 | 1, flags)
+            assert self.status(0, index) == 1
+
+    def read(self) -> None:
+        """Start a read."""
+        self.put(1, self.sent, 2, self.memory + 0x4000)
+        self.sent += 1
+
+    def copy(self, sector: int) -> int:
+        """Start to copy one sector to the first one. Return its index."""
+        ranges = self.memory + 0x5000
+        self.vm.qtest(f'write {ranges:#x} 32 '
+                      f'0x{struct.pack("<8xQ16x", sector).hex()}')
+        self.put(1, self.sent, 0x19, ranges)
+        self.sent += 1
+        return self.sent - 1
+
+    def check(self) -> None:
+        """Wait for all reads."""
+        for index in range(self.sent):
+            assert self.status(1, index) == 1
 
 
 class HeldRequests(QemuSystemTest):
@@ -198,6 +267,39 @@ class HeldRequests(QemuSystemTest):
             self.unplug(vm)
             plug(vm, ioeventfd=False)
             self.end(vm)
+
+    def test_nvme(self) -> None:
+        """One of two controllers that share a namespace is reset"""
+        vm = QEMUQtestMachine(self.qemu_bin, base_temp_dir=self.workdir)
+        vm.set_machine('pc')
+        vm.add_args(
+            '-nodefaults',
+            '-blockdev', 'null-co,node-name=s,size=1048576,read-zeroes=on',
+            '-blockdev', 'null-co,node-name=t,size=1048576,read-zeroes=on',
+            '-device', 'nvme-subsys,id=both',
+            '-device', 'nvme,id=d,subsys=both,serial=1,addr=5',
+            '-device', 'nvme,subsys=both,serial=1,addr=6',
+            '-device', 'nvme-ns,bus=d,drive=s,nsid=1,shared=on')
+        self.started.append(vm)
+        # What is not set is seen
+        with patch.dict(os.environ, MALLOC_PERTURB_='85'):
+            vm.launch()
+        first, second = NVMe(vm, 5), NVMe(vm, 6)
+        # The source is out of range
+        self.assertEqual(first.status(1, first.copy(1 << 40)), 0x8101)
+        self.hold(vm)
+        for controller in first, second, first, second:
+            controller.read()
+        first.copy(1)
+        first.register(0x14, 0x460000)
+        first.start()
+        first.read()
+        vm.cmd('job-finalize', id='m')
+        first.check()
+        second.check()
+        vm.cmd('quit')
+        vm.wait(PATIENCE)
+        self.assertEqual(vm.exitcode(), 0)
 
     def test_ide(self) -> None:
         """A PC with an IDE disk is reset"""

@@ -277,6 +277,22 @@ def ext(*caps: Tuple[int, int]) -> Callable[[Server], None]:
     return change
 
 
+def above_last(server: Server) -> None:
+    """Have a PCI capability right below the PCIe capabilities."""
+    ext((0x100, 0x110), (0x110, 0))(server)
+    server.config[0x41] = 0xfc
+    server.config[0xfc:0x100] = b'\x09\0\4\0'
+
+
+def masked(*places: int) -> Callable[[Server], None]:
+    """Have PCIe capabilities of 4 bytes that say nothing, and one more."""
+    def change(server: Server) -> None:
+        ext(*zip(places, (*places[1:], 0x200)), (0x200, 0))(server)
+        for place in places:
+            server.config[place:place + 2] = b'\0\0'
+    return change
+
+
 REFUSED, ADDED, ANY = 'refused', 'added', 'any'
 # Name, what is wrong, how it ends, and whether stock QEMU dies of it
 CASES: List[Tuple[str, Callable[[Server], None], str, bool]] = [
@@ -394,6 +410,8 @@ EXPRESS_CASES: List[Tuple[str, Callable[[Server], None], str, bool]] = [
      False),
     ('PCIe capabilities side by side',
      ext((0x100, 0x104), (0x104, 0)), REFUSED, False),
+    ('PCI and PCIe capabilities side by side', above_last, ADDED, False),
+    ('masked PCIe capabilities', masked(0x100, 0x104, 0xffc), ADDED, False),
     ('resizable BARs at the end', lambda server: (
         ext((0x100, 0xff8), (0xff8, 0))(server),
         server.config.__setitem__(slice(0xff8, 0x1000), struct.pack(
