@@ -125,6 +125,18 @@ class HeldRequests(QemuSystemTest):
         vm.cmd('blockdev-add', {'node-name': 's', **null})
         return vm
 
+    def with_nodes(self, *args: str) -> QEMUQtestMachine:
+        """A QEMU with two nodes and these options, not started yet."""
+        vm = QEMUQtestMachine(self.qemu_bin, base_temp_dir=self.workdir)
+        vm.set_machine('pc')
+        vm.add_args(
+            '-nodefaults',
+            '-blockdev', 'null-co,node-name=s,size=1048576,read-zeroes=on',
+            '-blockdev', 'null-co,node-name=t,size=1048576,read-zeroes=on',
+            *args)
+        self.started.append(vm)
+        return vm
+
     def wait_for(self, what: Any) -> None:
         """Wait until something is the case."""
         end = time.monotonic() + PATIENCE
@@ -270,17 +282,11 @@ class HeldRequests(QemuSystemTest):
 
     def test_nvme(self) -> None:
         """One of two controllers that share a namespace is reset"""
-        vm = QEMUQtestMachine(self.qemu_bin, base_temp_dir=self.workdir)
-        vm.set_machine('pc')
-        vm.add_args(
-            '-nodefaults',
-            '-blockdev', 'null-co,node-name=s,size=1048576,read-zeroes=on',
-            '-blockdev', 'null-co,node-name=t,size=1048576,read-zeroes=on',
+        vm = self.with_nodes(
             '-device', 'nvme-subsys,id=both',
             '-device', 'nvme,id=d,subsys=both,serial=1,addr=5',
             '-device', 'nvme,subsys=both,serial=1,addr=6',
             '-device', 'nvme-ns,bus=d,drive=s,nsid=1,shared=on')
-        self.started.append(vm)
         # What is not set is seen
         with patch.dict(os.environ, MALLOC_PERTURB_='85'):
             vm.launch()
@@ -304,14 +310,8 @@ class HeldRequests(QemuSystemTest):
     def test_ide(self) -> None:
         """A PC with an IDE disk is reset"""
         for dma in False, True:
-            vm = QEMUQtestMachine(self.qemu_bin, base_temp_dir=self.workdir)
-            vm.set_machine('pc')
-            vm.add_args(
-                '-nodefaults',
-                '-blockdev', 'null-co,node-name=s,size=1048576,read-zeroes=on',
-                '-blockdev', 'null-co,node-name=t,size=1048576,read-zeroes=on',
+            vm = self.with_nodes(
                 '-device', 'ide-hd,drive=s,bus=ide.0,unit=0,rerror=stop')
-            self.started.append(vm)
             vm.launch()
             self.hold(vm)
 
